@@ -1,0 +1,271 @@
+"""The service over HTTP. Read from the top: how a request travels."""
+
+import asyncio
+import logging
+import secrets
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from chatkit.server import StreamingResult
+from chatkit.store import NotFoundError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from context import LOCAL_USER, RequestContext
+from conversations import StoreUnavailable, ThreadBusy
+from failures import Refused, log_failure
+from provider import open_provider, run_config
+from server import AgentModule, ChatServer
+from settings import Settings, load_environ
+from store import open_store
+from turns import Stopped, Turn, Turns
+
+log = logging.getLogger("service")
+
+MAX_BODY_BYTES = 1024 * 1024
+MAX_DICTATION_BYTES = 34 * 1024 * 1024
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """Return the service; without settings they come from the environment and from a `.env` file beside this one."""
+    settings = settings or Settings.from_environ(load_environ(Path(__file__).with_name(".env")))
+    return Starlette(
+        routes=[
+            Route("/chatkit", chatkit, methods=["POST"]),
+            Route("/api/chatkit", chatkit, methods=["POST"]),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+        ],
+        middleware=[
+            Middleware(
+                CORSMiddleware,  # outermost, so that a browser may read errors too; bearer tokens need no credentials
+                allow_origins=settings.allowed_origins,
+                allow_methods=["GET", "POST", "PUT"],
+                allow_headers=["*"],
+                expose_headers=["retry-after", "x-request-id"],
+            ),
+            Middleware(RequestIds),
+        ],
+        exception_handlers=EXCEPTION_HANDLERS,
+        lifespan=lifespan(settings),
+    )
+
+
+def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
+    """What the routes stand on, opened before the first request and closed in the opposite order."""
+
+    @asynccontextmanager
+    async def open_all(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
+        agent = AgentModule.load(settings.agent)
+        async with AsyncExitStack() as stack:
+            provider = await stack.enter_async_context(
+                open_provider(
+                    api_key=settings.openai_api_key,
+                    base_url=settings.openai_base_url,
+                    api=settings.openai_api,
+                    max_connections=settings.max_turns,
+                    timeout_seconds=settings.turn_timeout_seconds,
+                )
+            )
+            store = await stack.enter_async_context(open_store(settings.database_url, settings.table_prefix))
+            turns = await stack.enter_async_context(Turns.running(store, settings.turn_timeout_seconds))
+            server = ChatServer(
+                store,
+                turns,
+                agent,
+                run_config(
+                    provider, api=settings.openai_api, store=settings.openai_store, tracing=settings.agents_tracing
+                ),
+                models=settings.models,
+                history_items=settings.history_items,
+                can_cancel=settings.on_disconnect == "cancel",
+            )
+            yield {"settings": settings, "store": store, "server": server}
+
+    return open_all
+
+
+# --- routes -------------------------------------------------------------------------------------------------------
+
+
+async def chatkit(request: Request) -> Response:
+    context = await authenticate(request)
+    result = await request.state.server.process(await read_json(request), context)
+    if isinstance(result, Turn):
+        settings: Settings = request.state.settings
+        return TurnResponse(result, settings.heartbeat_seconds, stop_when_gone=settings.on_disconnect == "cancel")
+    if isinstance(result, StreamingResult):
+        return Response(b"".join([chunk async for chunk in result]), headers=SSE_HEADERS)
+    return Response(result.json, media_type="application/json")
+
+
+async def healthz(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    await request.state.store.ping()
+    return JSONResponse({"status": "ok"})
+
+
+async def authenticate(request: Request) -> RequestContext:
+    return RequestContext(LOCAL_USER, request_id=request.state.request_id)
+
+
+async def read_json(request: Request) -> bytes:
+    """Return the body, which no request may make longer than a message is; dictation brings its audio with it."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Refused("unsupported_type", "The content-type must be application/json.")
+    body, limit = bytearray(), MAX_BODY_BYTES
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit and b'"input.transcribe"' in body[:MAX_BODY_BYTES]:
+            limit = MAX_DICTATION_BYTES
+        if len(body) > limit:
+            raise Refused("too_large", f"The body is longer than {limit} bytes.")
+    return bytes(body)
+
+
+# --- streams ------------------------------------------------------------------------------------------------------
+
+SSE_HEADERS = {
+    "content-type": "text/event-stream",
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+}
+HEARTBEAT = b": keep-alive\n"
+"""One newline: a blank line after it would dispatch an empty event in the panel's @microsoft/fetch-event-source."""
+
+
+class TurnResponse(Response):
+    """A turn's events as they come. When the client goes, the turn is stopped, and stored before this returns."""
+
+    def __init__(self, turn: Turn, heartbeat_seconds: float, *, stop_when_gone: bool):
+        super().__init__(headers=SSE_HEADERS)
+        del self.headers["content-length"]
+        self._turn = turn
+        self._heartbeat_seconds = heartbeat_seconds
+        self._stop_when_gone = stop_when_gone
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send_all(send), name="send")
+        gone = asyncio.create_task(_disconnected(receive), name="disconnected")
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, gone):
+                task.cancel()
+            if self._stop_when_gone:
+                self._turn.stop(Stopped.CLIENT_GONE)
+                await self._turn.settled()
+            else:
+                self._turn.detach()
+            await asyncio.wait({sending, gone})
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        while (chunk := await self._turn.read(self._heartbeat_seconds)) is not None:
+            await send({"type": "http.response.body", "body": chunk or HEARTBEAT, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+REFUSED_STATUS = {
+    "bad_json": 400,
+    "conflict": 409,
+    "too_large": 413,
+    "unsupported_type": 415,
+    "unknown_operation": 422,
+    "bad_params": 422,
+    "not_configured": 422,
+}
+
+
+def answer(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return an error as every client of ours reads it; the ChatKit panel shows `message`."""
+    return JSONResponse({"code": code, "message": message}, status, headers)
+
+
+def on_refused(request: Request, error: Any) -> Response:
+    return answer(REFUSED_STATUS[error.code], error.code, error.message)
+
+
+def on_http_exception(request: Request, error: Any) -> Response:
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
+    return answer(error.status_code, code, f"{error.detail}: {request.method} {request.url.path}", error.headers)
+
+
+def fixed(
+    status: int, code: str, message: str, *, retry_after: str | None = None
+) -> Callable[[Request, Exception], Response]:
+    """Return a handler that gives this answer, whatever the exception says."""
+    headers = {"retry-after": retry_after} if retry_after else None
+    return lambda request, error: answer(status, code, message, headers)
+
+
+EXCEPTION_HANDLERS: Mapping[Any, Callable[[Request, Any], Response | Awaitable[Response]]] = {
+    Refused: on_refused,
+    NotFoundError: fixed(404, "not_found", "It does not exist, or is not yours."),
+    ThreadBusy: fixed(409, "thread_busy", "An answer is still being written here. Wait for it, or stop it."),
+    StoreUnavailable: fixed(
+        503,
+        "store_unavailable",
+        "The service cannot reach its database. Try again in a moment.",
+        **{"retry-after": "5"},
+    ),
+    ClientDisconnect: fixed(400, "disconnected", "The request broke off."),
+    HTTPException: on_http_exception,
+}
+
+
+class RequestIds:
+    """Gives each request an id, in its answer and for its log lines, and an answer to what nobody foresaw."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            log_failure(log, f"request {request_id} failed", error)
+            if started:
+                raise
+            failed = answer(500, "internal", f"Something went wrong on our side. It is logged as {request_id}.")
+            await failed(scope, receive, send_with_id)
+
+
+if __name__ == "__main__":
+    from commands import main
+
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The command line: `python app.py COMMAND`."""
+
+import argparse
+import asyncio
+import logging
+import logging.config
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import uvicorn
+from uvicorn.supervisors import ChangeReload, Multiprocess
+
+from app import create_app
+from conversations import IncompatibleDatabase, StoreUnavailable
+from server import AgentModule
+from settings import Settings, SettingsError, is_loopback, load_environ
+from store import open_store
+
+log = logging.getLogger("service")
+
+BAD_SETTINGS = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the process's exit code: 2 when the settings or the arguments are wrong."""
+    parser = argparse.ArgumentParser("app.py", description="A self-hosted backend for OpenAI's ChatKit panel.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    serve_parser = commands.add_parser("serve", help="serve until SIGTERM (the default)")
+    serve_parser.add_argument("--reload", action="store_true", help="start again when a Python file changes")
+    options = parser.parse_args(arguments)
+    try:
+        settings = Settings.from_environ(load_environ(Path(__file__).with_name(".env")))
+        logging.config.dictConfig(logging_config(settings))
+        return serve(settings, reload=getattr(options, "reload", False))
+    except (SettingsError, IncompatibleDatabase, ImportError) as error:
+        print(error, file=sys.stderr)
+        return BAD_SETTINGS
+    except StoreUnavailable as error:
+        print(f"The database cannot be opened: {error}", file=sys.stderr)
+        return 1
+
+
+def serve(settings: Settings, *, reload: bool) -> int:
+    """Serve until SIGTERM or SIGINT; return 0 once every running turn is stored."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit_well)  # uvicorn raises the signal again when it is done, which would exit 143
+    _require_login_beyond_loopback(settings)
+    AgentModule.load(settings.agent)
+    asyncio.run(_open_and_close(settings))
+    _raise_descriptor_limit()
+    listener = _listen(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    config = uvicorn.Config(
+        create_app(settings) if settings.workers == 1 and not reload else "app:create_app",
+        factory=settings.workers > 1 or reload,
+        workers=settings.workers,
+        reload=reload,
+        lifespan="on",
+        log_config=logging_config(settings),
+        access_log=False,
+        server_header=False,
+        root_path=settings.root_path,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
+    )
+    if reload:
+        ChangeReload(config, uvicorn.Server(config).run, [listener]).run()
+    elif settings.workers > 1:
+        Multiprocess(config, [listener]).run()
+    else:
+        uvicorn.Server(config).run([listener])
+    return 0
+
+
+async def _open_and_close(settings: Settings) -> None:
+    """Make or migrate the database before anything listens: what is wrong with it is said here, once and readably."""
+    async with open_store(settings.database_url, settings.table_prefix):
+        pass
+
+
+def _exit_well(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
+
+
+def _require_login_beyond_loopback(settings: Settings) -> None:
+    if not settings.jwks_url and not settings.allow_anonymous and not is_loopback(settings.host):
+        raise SettingsError(
+            [
+                f"HOST={settings.host} lets other machines in, and without JWKS_URL everybody is the same user."
+                " Set JWKS_URL and JWT_ISSUER, or ALLOW_ANONYMOUS=1 if whoever reaches the service may share that user."
+            ]
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return the listening socket; uvicorn 0.54 leaves TCP_NODELAY off on the connections of one that it is given."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise SettingsError([f"HOST={host} and PORT={port} cannot be listened on: {error.strerror}."]) from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def _raise_descriptor_limit() -> None:
+    """A turn needs two descriptors, and many systems give a process no more than 1024 unless it asks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def logging_config(settings: Settings) -> dict[str, Any]:
+    """Return a configuration that writes one line an event to standard error, and nothing of anybody's messages."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"text": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "text"}},
+        "root": {"level": "WARNING", "handlers": ["stderr"]},
+        "loggers": {
+            "service": {"level": settings.log_level},
+            "chatkit": {"level": "ERROR", "handlers": []},  # it adds a handler of its own where LOG_LEVEL is set
+        },
+    }

@@ -1,0 +1,135 @@
+"""What a failure says to the user, and what it says to the log."""
+
+import asyncio
+import logging
+import sqlite3
+import traceback
+
+import httpx2
+import openai
+from agents.exceptions import (
+    InputGuardrailTripwireTriggered,
+    MaxTurnsExceeded,
+    ModelBehaviorError,
+    ModelRefusalError,
+    ModelTimeoutError,
+    OutputGuardrailTripwireTriggered,
+    ToolTimeoutError,
+    UserError,
+)
+from chatkit.errors import CustomStreamError, StreamError
+from chatkit.types import ErrorEvent
+
+from conversations import StoreUnavailable
+
+
+class Refused(Exception):
+    """A request that is refused before anything is written. `code` and `message` are for its sender."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(code)
+        self.code = code
+        self.message = message
+
+
+CODES = {
+    "context_length_exceeded": ("This conversation has become too long for the model. Start a new one.", False),
+    "insufficient_quota": ("The service's budget for the model is used up. Please tell its operator.", False),
+    "rate_limit_exceeded": ("The model is busy. Try again in a moment.", True),
+    "content_filter": ("The model's provider does not let it answer this.", False),
+    "content_policy_violation": ("The model's provider does not let it answer this.", False),
+    "max_output_tokens": ("The answer was cut off: it became longer than the model may answer.", False),
+}
+"""Codes of OpenAI's API errors: words for the user, and whether trying again can help."""
+
+KINDS: tuple[tuple[tuple[type[BaseException], ...], str, bool], ...] = (
+    (
+        (openai.AuthenticationError, openai.PermissionDeniedError),
+        "The model's provider refuses this service's key. Please tell its operator.",
+        False,
+    ),
+    ((openai.NotFoundError,), "The chosen model does not exist. Please tell the service's operator.", False),
+    ((openai.RateLimitError,), "The model is busy. Try again in a moment.", True),
+    (
+        (openai.BadRequestError, openai.UnprocessableEntityError),
+        "The model could not read this conversation. Start a new one, or tell the service's operator.",
+        False,
+    ),
+    (
+        (openai.APITimeoutError, ModelTimeoutError),
+        "The model took too long to answer. Try again.",
+        True,
+    ),
+    (
+        (openai.APIConnectionError, httpx2.TransportError),
+        "The connection to the model failed. Try again.",
+        True,
+    ),
+    ((openai.InternalServerError,), "The model's provider has a problem. Try again in a moment.", True),
+    (
+        (InputGuardrailTripwireTriggered, OutputGuardrailTripwireTriggered),
+        "This request was stopped by the service's safety rules.",
+        False,
+    ),
+    ((ModelRefusalError,), "The model refuses to answer this.", False),
+    ((MaxTurnsExceeded,), "The answer needed more steps than are allowed. Try a smaller question.", True),
+    ((ToolTimeoutError,), "A tool took too long. Try again.", True),
+    ((openai.OpenAIError, ModelBehaviorError), "The model's answer could not be read. Try again.", True),
+    ((UserError,), "The agent is not set up correctly. Please tell the service's operator.", False),
+    ((StoreUnavailable,), "The service cannot reach its database. Try again in a moment.", True),
+)
+"""The first kind that fits: words for the user, and whether trying again can help."""
+
+
+def words_for(error: Exception) -> ErrorEvent:
+    """Return the event that tells a client of a turn's failure. It holds nothing of the error's own text."""
+    match error:
+        case CustomStreamError():
+            return ErrorEvent(message=error.message, allow_retry=error.allow_retry)
+        case StreamError():
+            return ErrorEvent(code=error.code, allow_retry=error.allow_retry)
+    if (code := _code(error)) in CODES:
+        message, allow_retry = CODES[code]
+        return ErrorEvent(message=message, allow_retry=allow_retry)
+    for kinds, message, allow_retry in KINDS:
+        if isinstance(error, kinds):
+            return ErrorEvent(message=message, allow_retry=allow_retry)
+    return ErrorEvent(message="Something went wrong on our side. Try again.", allow_retry=True)
+
+
+def _code(error: Exception) -> str:
+    """Return the provider's code for the error; the Agents SDK (0.24) keeps that of a streamed one in its text only."""
+    if isinstance(error, openai.APIError):
+        return str(error.code or "")
+    if isinstance(error, ModelBehaviorError):
+        return next((code for code in CODES if f"code={code}" in str(error) or f"reason='{code}'" in str(error)), "")
+    return ""
+
+
+def log_failure(log: logging.Logger, what: str, error: BaseException) -> None:
+    """Log a failure once, with where it happened and none of its text: that may quote what a user wrote."""
+    log.error("%s: %s%s", what, describe(error), _frames(error), extra={"error": type(error).__name__})
+
+
+def describe(error: BaseException) -> str:
+    """Return the error's kind, with what is known to carry no user's words: codes, and the database's own text."""
+    name = type(error).__name__
+    match error:
+        case openai.APIStatusError():
+            details = [str(error.status_code), error.code, error.type, error.param, error.request_id]
+        case openai.APIError():
+            details = [error.code, error.type, describe(error.__cause__) if error.__cause__ else None]
+        case ModelBehaviorError():
+            details = [_code(error)]
+        case StoreUnavailable() | sqlite3.Error() | OSError():
+            details = [str(error)]
+        case _:
+            details = []
+    return " ".join([name, *(str(each) for each in details if each)])
+
+
+def _frames(error: BaseException) -> str:
+    if isinstance(error, openai.APIError | StoreUnavailable | CustomStreamError | asyncio.CancelledError):
+        return ""
+    lines = [f"  {each.filename}:{each.lineno} in {each.name}" for each in traceback.extract_tb(error.__traceback__)]
+    return "\n" + "\n".join(lines[-20:])

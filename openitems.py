@@ -1,0 +1,183 @@
+"""The items that a turn has begun to show and not yet finished, as its client sees them now."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from chatkit.types import (
+    AssistantMessageContent,
+    AssistantMessageContentPartAdded,
+    AssistantMessageContentPartAnnotationAdded,
+    AssistantMessageContentPartDone,
+    AssistantMessageContentPartTextDelta,
+    AssistantMessageItem,
+    DurationSummary,
+    GeneratedImageItem,
+    GeneratedImageUpdated,
+    ThreadItem,
+    ThreadItemUpdate,
+    WidgetComponentUpdated,
+    WidgetItem,
+    WidgetRootUpdated,
+    WidgetStreamingTextValueDelta,
+    WorkflowItem,
+    WorkflowTaskAdded,
+    WorkflowTaskUpdated,
+)
+from pydantic import BaseModel
+
+from conversations import aware
+
+
+class OpenItems:
+    """Folds what a stream says of its items, in the order in which it named them first.
+
+    (ChatKit 1.6.5 folds only messages and workflows, and forgets what is open when a turn fails.)
+    """
+
+    def __init__(self) -> None:
+        self._items: dict[str, ThreadItem] = {}
+        self._unsaved: set[str] = set()
+        self._placed: set[str] = set()
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._items
+
+    def put(self, item: ThreadItem) -> None:
+        """Open the item, or replace it as a whole."""
+        self._items[item.id] = item.model_copy(deep=True)
+        self._unsaved.add(item.id)
+
+    def update(self, item_id: str, update: ThreadItemUpdate) -> None:
+        """Apply an update to an open item; one that does not fit the item's kind changes nothing."""
+        _apply(self._items[item_id], update)
+        self._unsaved.add(item_id)
+
+    def discard(self, item_id: str) -> None:
+        """Forget an item that is stored, or was removed."""
+        self._items.pop(item_id, None)
+        self._unsaved.discard(item_id)
+
+    def is_placed(self, item_id: str) -> bool:
+        """Whether a checkpoint has settled the item's place in the thread."""
+        return item_id in self._placed
+
+    def take_unsaved(self) -> list[ThreadItem]:
+        """Return, for a checkpoint, what has changed since the last one."""
+        return self._take([item for item in self._items.values() if item.id in self._unsaved])
+
+    def take_unplaced_before(self, item_id: str) -> list[ThreadItem]:
+        """Return, for a checkpoint, what was opened before this item and would otherwise be stored behind it."""
+        if item_id not in self._items:
+            return self._take([item for item in self._items.values() if item.id not in self._placed])
+        earlier = []
+        for item in self._items.values():
+            if item.id == item_id:
+                break
+            earlier.append(item)
+        return self._take([item for item in earlier if item.id not in self._placed])
+
+    def _take(self, items: list[ThreadItem]) -> list[ThreadItem]:
+        self._unsaved.difference_update(item.id for item in items)
+        taken = [done for item in items if (done := finished(item)) is not None]
+        self._placed.update(item.id for item in taken)
+        return taken
+
+    def close(self) -> tuple[list[ThreadItem], list[str]]:
+        """Return the open items as they are to be stored when the turn ends here, and the ids of the empty ones."""
+        items, empty = [], []
+        for item in self._items.values():
+            if (done := finished(item)) is None:
+                empty.append(item.id)
+            else:
+                items.append(done)
+        return items, empty
+
+
+def finished(item: ThreadItem) -> ThreadItem | None:
+    """Return a copy of the item in which nothing is under way any more, or None when it shows nothing."""
+    item = item.model_copy(deep=True)
+    match item:
+        case AssistantMessageItem():
+            return item if any(part.text.strip() for part in item.content) else None
+        case GeneratedImageItem():
+            return item if item.image else None
+        case WorkflowItem(workflow=workflow):
+            for task in workflow.tasks:
+                if task.status_indicator == "loading":
+                    task.status_indicator = "none"
+            if workflow.summary is None:
+                seconds = (datetime.now(UTC) - aware(item.created_at)).total_seconds()
+                workflow.summary = DurationSummary(duration=max(0, int(seconds)))
+            return item if workflow.tasks else None
+        case WidgetItem(widget=widget):
+            for component in _components(widget):
+                if getattr(component, "streaming", False):
+                    setattr(component, "streaming", False)  # noqa: B010 (a field that only some components have)
+            return item
+    return item
+
+
+def _apply(item: ThreadItem, update: ThreadItemUpdate) -> None:
+    match item, update:
+        case AssistantMessageItem(), (
+            AssistantMessageContentPartAdded()
+            | AssistantMessageContentPartTextDelta()
+            | AssistantMessageContentPartAnnotationAdded()
+            | AssistantMessageContentPartDone()
+        ):
+            _apply_to_message(item, update)
+        case WorkflowItem(workflow=workflow), WorkflowTaskAdded():
+            workflow.tasks.insert(update.task_index, update.task)
+        case WorkflowItem(workflow=workflow), WorkflowTaskUpdated():
+            if update.task_index < len(workflow.tasks):
+                workflow.tasks[update.task_index] = update.task
+        case GeneratedImageItem(), GeneratedImageUpdated():
+            item.image = update.image
+        case WidgetItem(), WidgetRootUpdated():
+            item.widget = update.widget.model_copy(deep=True)
+        case WidgetItem(), WidgetComponentUpdated():
+            _replace_component(item.widget, update.component_id, update.component)
+        case WidgetItem(), WidgetStreamingTextValueDelta():
+            for component in _components(item.widget):
+                if component.id == update.component_id:
+                    component.value = component.value + update.delta
+                    component.streaming = not update.done
+
+
+def _apply_to_message(
+    item: AssistantMessageItem,
+    update: AssistantMessageContentPartAdded
+    | AssistantMessageContentPartTextDelta
+    | AssistantMessageContentPartAnnotationAdded
+    | AssistantMessageContentPartDone,
+) -> None:
+    while len(item.content) <= update.content_index:  # a part may be spoken of before it was added
+        item.content.append(AssistantMessageContent(text=""))
+    match update:
+        case AssistantMessageContentPartTextDelta():
+            item.content[update.content_index].text += update.delta
+        case AssistantMessageContentPartAnnotationAdded():
+            item.content[update.content_index].annotations.insert(update.annotation_index, update.annotation)
+        case _:
+            item.content[update.content_index] = update.content.model_copy(deep=True)
+
+
+def _components(node: Any) -> Iterator[Any]:
+    """Yield a widget's components, itself first; a `DynamicWidgetRoot` has fields that no class names."""
+    if isinstance(node, BaseModel):
+        yield node
+        for _, value in node:
+            yield from _components(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _components(value)
+
+
+def _replace_component(root: Any, component_id: str, component: Any) -> None:
+    for parent in _components(root):
+        for name, value in parent:
+            if getattr(value, "id", None) == component_id:
+                setattr(parent, name, component)
+            elif isinstance(value, list):
+                value[:] = [component if getattr(each, "id", None) == component_id else each for each in value]

@@ -1,0 +1,166 @@
+"""Gaps of the SDKs that can only be closed inside them. Each names the version that has it, so that it can go."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, tzinfo
+from typing import Any
+
+import chatkit.agents
+import chatkit.server
+from agents import RawResponsesStreamEvent, RunResultStreaming, StreamEvent
+from chatkit.agents import AgentContext
+from chatkit.types import ChatKitReq, ThreadStreamEvent
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from conversations import new_id
+from failures import Refused
+
+_request = TypeAdapter[ChatKitReq](ChatKitReq)  # ChatKit 1.6.5 makes one for every request: 2.4 to 4 ms each
+
+
+def parse_request(body: bytes) -> ChatKitReq:
+    """Return the request; raise `Refused` naming what is wrong with it."""
+    try:
+        request = _request.validate_json(body)
+    except ValidationError as error:
+        raise _bad_request(error) from None
+    limit = getattr(request.params, "limit", None)
+    if limit is not None and not 1 <= limit <= 100:
+        raise Refused("bad_params", "params.limit must be a whole number from 1 to 100.")
+    return request
+
+
+def _bad_request(error: ValidationError) -> Refused:
+    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    match problem["type"]:
+        case "json_invalid":
+            return Refused("bad_json", "The body is not JSON.")
+        case "union_tag_invalid" | "union_tag_not_found" | "model_attributes_type":
+            return Refused("unknown_operation", "The body needs a `type` that names a ChatKit operation.")
+    where = ".".join(str(step) for step in problem["loc"][1:])
+    return Refused("bad_params", f"{where}: {problem['msg']}."[:300])
+
+
+def encode(model: BaseModel) -> bytes:
+    """Return what goes out: as ChatKit 1.6.5's `_serialize`."""
+    return model.model_dump_json(by_alias=True, exclude_none=True, context={"exclude_metadata": True}).encode()
+
+
+class _AwareDatetime(datetime):
+    """ChatKit 1.6.5 stamps items with naive local times, which a browser elsewhere reads as its own."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return datetime.now(tz or UTC)
+
+
+async def _merge(events: AsyncIterator[Any], queue: Any) -> AsyncIterator[Any]:
+    """Yield the run's events and what its tools stream, in the order in which they came.
+
+    ChatKit 1.6.5 makes two tasks for every event, and leaves the last ones behind when it is cancelled. Here one task
+    puts the run's events into the tools' queue.
+    """
+    waiting: asyncio.Queue[Any] = queue.queue
+    pump = asyncio.create_task(_pump(events, waiting), name="run events")
+    try:
+        while not isinstance(item := await waiting.get(), _RunEnded):
+            if isinstance(item, _FromRun):
+                yield item.event
+            elif isinstance(item, chatkit.agents._QueueCompleteSentinel):
+                queue.completed = True
+            else:
+                yield chatkit.agents._EventWrapper(item)
+        await pump
+    finally:
+        pump.cancel()
+        await asyncio.wait({pump})
+
+
+class _FromRun:
+    __slots__ = ("event",)
+
+    def __init__(self, event: Any):
+        self.event = event
+
+
+class _RunEnded: ...
+
+
+async def _pump(events: AsyncIterator[Any], waiting: asyncio.Queue[Any]) -> None:
+    try:
+        async for event in events:
+            waiting.put_nowait(_FromRun(event))
+    finally:
+        waiting.put_nowait(_RunEnded())
+
+
+def patch() -> None:
+    """Put the replacements into the SDK's modules; again does no harm."""
+    chatkit.server.datetime = chatkit.agents.datetime = _AwareDatetime  # type: ignore[attr-defined]
+    chatkit.agents._merge_generators = _merge  # type: ignore[assignment]
+
+
+patch()
+
+
+async def with_streamed(context: AgentContext[Any], events: AsyncIterator[Any]) -> AsyncIterator[ThreadStreamEvent]:
+    """Yield a handler's events, and between them what it streams through the agent context."""
+    queue = chatkit.agents._AsyncQueueIterator(context._events)
+    async for event in _merge(events, queue):
+        yield event.event if isinstance(event, chatkit.agents._EventWrapper) else event
+
+
+class OwnIds:
+    """A run whose items have ids of ours, for `stream_agent_response`.
+
+    ChatKit 1.6.5 keeps the model's: Chat Completions names every item `__fake_id__`, so that each answer would
+    overwrite the last, and a server may repeat an id at any time. Only the raw events are seen here, so that what an
+    agent's tools stream keeps its ids.
+    """
+
+    def __init__(self, run: RunResultStreaming):
+        self._run = run
+        self._open: dict[int, str] = {}
+
+    async def stream_events(self) -> AsyncIterator[StreamEvent]:
+        async for event in self._run.stream_events():
+            if event.type == "raw_response_event":
+                yield self._renamed(event)
+            elif event.type == "run_item_stream_event" and event.item.type == "tool_call_item":
+                yield replace(event, item=_ToolCall(event.item.raw_item))  # type: ignore[arg-type]
+            else:
+                yield event
+
+    def _renamed(self, event: RawResponsesStreamEvent) -> RawResponsesStreamEvent:
+        data = event.data
+        match data.type:
+            case "response.output_item.added" | "response.output_item.done":
+                item = data.item.model_copy(update={"id": self._id(data)})
+                return replace(event, data=data.model_copy(update={"item": item}))
+            case (
+                "response.content_part.added"
+                | "response.output_text.delta"
+                | "response.output_text.done"
+                | "response.output_text.annotation.added"
+            ):
+                data.item_id = self._id(data)
+        return event
+
+    def _id(self, data: Any) -> str:
+        """Return our id for the output item that the event is about; its index tells items of a response apart."""
+        index: int = data.output_index
+        if data.type == "response.output_item.added" or index not in self._open:
+            self._open[index] = new_id("message")
+        return self._open.pop(index) if data.type == "response.output_item.done" else self._open[index]
+
+
+class _ToolCall:
+    """What `stream_agent_response` reads of a tool call, with an id of ours."""
+
+    type = "tool_call_item"
+
+    def __init__(self, raw_item: Any):
+        self.raw_item = raw_item
+        if isinstance(raw_item, BaseModel) and hasattr(raw_item, "call_id"):
+            self.raw_item = raw_item.model_copy(update={"id": new_id("tool_call")})

@@ -1,0 +1,377 @@
+"""`ChatServer`: what a request may do, and the turn that answers it."""
+
+import asyncio
+import importlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from inspect import isawaitable
+from typing import Any, Self
+
+from agents import Agent, RunConfig, Runner
+from chatkit.actions import Action
+from chatkit.agents import AgentContext, stream_agent_response
+from chatkit.errors import CustomStreamError
+from chatkit.server import ChatKitServer, NonStreamingResult, StreamingResult
+from chatkit.store import NotFoundError
+from chatkit.types import (
+    AttachmentsCreateReq,
+    AttachmentsDeleteReq,
+    ClientToolCallItem,
+    FeedbackKind,
+    InputTranscribeReq,
+    ItemsListReq,
+    NonStreamingReq,
+    StreamingReq,
+    StreamOptions,
+    StreamOptionsEvent,
+    StructuredInputItem,
+    SyncCustomActionResponse,
+    Thread,
+    ThreadCreatedEvent,
+    ThreadCustomActionParams,
+    ThreadItemDoneEvent,
+    ThreadItemReplacedEvent,
+    ThreadMetadata,
+    ThreadsAddClientToolOutputReq,
+    ThreadsAddStructuredInputReq,
+    ThreadsAddUserMessageReq,
+    ThreadsCreateReq,
+    ThreadsCustomActionReq,
+    ThreadsDeleteReq,
+    ThreadsRetryAfterItemReq,
+    ThreadsSyncCustomActionReq,
+    ThreadStreamEvent,
+    UserMessageInput,
+    UserMessageItem,
+    WidgetItem,
+    is_streaming_req,
+)
+
+from context import RequestContext
+from conversations import ConversationStore, ThreadBusy, is_hidden
+from failures import Refused, log_failure, words_for
+from history import DescribeTag, HistoryConverter, load_history
+from sdk import OwnIds, encode, parse_request, with_streamed
+from turns import Events, Turns, thread_response
+
+log = logging.getLogger("service.server")
+
+OnThread = (
+    ThreadsAddUserMessageReq
+    | ThreadsAddClientToolOutputReq
+    | ThreadsAddStructuredInputReq
+    | ThreadsRetryAfterItemReq
+    | ThreadsCustomActionReq
+)
+
+PAGE_SIZE = 20
+"""Items or threads in a page when the request names no limit, as ChatKit 1.6.5 has it."""
+
+
+@dataclass(frozen=True)
+class AgentModule:
+    """The functions of the module that the user of this service writes; only the first is needed."""
+
+    create_agent: Callable[[RequestContext], Agent[Any] | Awaitable[Agent[Any]]]
+    handle_action: Callable[..., AsyncIterator[ThreadStreamEvent]] | None = None
+    handle_sync_action: Callable[..., Awaitable[SyncCustomActionResponse]] | None = None
+    describe_tag: DescribeTag | None = None
+
+    @classmethod
+    def load(cls, name: str) -> Self:
+        """Import `module` or `module:function`; raise `ImportError` that says what is missing."""
+        module_name, _, function = name.partition(":")
+        module = importlib.import_module(module_name)
+        create_agent = getattr(module, function or "create_agent", None)
+        if not callable(create_agent):
+            raise ImportError(f"AGENT={name}: the module has no function {function or 'create_agent'}(context).")
+        optional = ("handle_action", "handle_sync_action", "describe_tag")
+        return cls(create_agent, **{each: getattr(module, each, None) for each in optional})
+
+
+class ChatServer(ChatKitServer[RequestContext]):
+    """ChatKit's protocol over a store of conversations, with one turn at a time on a thread.
+
+    All that can be refused is refused before anything is written and before a stream begins: `Refused`,
+    `NotFoundError` and `ThreadBusy` are answers. Any other failure of a streaming request becomes an `error` event,
+    because the panel repeats a POST that failed, and would run the turn again.
+    """
+
+    store: ConversationStore
+
+    def __init__(
+        self,
+        store: ConversationStore,
+        turns: Turns,
+        agent: AgentModule,
+        run_config: RunConfig,
+        *,
+        models: tuple[str, ...] = (),
+        history_items: int = 100,
+        can_cancel: bool = True,
+    ):
+        super().__init__(store)
+        self._turns = turns
+        self._agent = agent
+        self._run_config = run_config
+        self._models = models
+        self._history_items = history_items
+        self._can_cancel = can_cancel
+
+    async def process(
+        self, request: str | bytes | bytearray, context: RequestContext
+    ) -> StreamingResult | NonStreamingResult:
+        parsed = parse_request(bytes(request, "utf-8") if isinstance(request, str) else bytes(request))
+        if not is_streaming_req(parsed):
+            return NonStreamingResult(await self._process_non_streaming(parsed, context))
+        try:
+            return await self._open_turn(parsed, context)
+        except (Refused, NotFoundError, ThreadBusy):
+            raise
+        except Exception as error:
+            if not isinstance(error, CustomStreamError):
+                log_failure(log, f"{parsed.type} could not begin", error)
+            return _error_result(error)
+
+    # --- turns ----------------------------------------------------------------------------------------------------
+
+    async def _open_turn(self, request: StreamingReq, context: RequestContext) -> StreamingResult:
+        if isinstance(request, ThreadsCreateReq | ThreadsAddUserMessageReq):
+            self._check_model(request.params.input)
+        if isinstance(request, ThreadsCreateReq):
+            return await self._open_thread(request.params.input, context)
+        thread_id = request.params.thread_id
+        context = await self._turns.lease(thread_id, context)
+        try:
+            thread = await self.store.load_thread(thread_id, context)
+            _require_active(thread)
+            events = await self._prepare(request, thread, context)
+        except BaseException:
+            await self._turns.give_back(thread_id, context)
+            raise
+        return self._turns.start(thread, context, events)
+
+    async def _open_thread(self, message_input: UserMessageInput, context: RequestContext) -> StreamingResult:
+        thread = ThreadMetadata(id=self.store.generate_thread_id(context), created_at=datetime.now(UTC))
+        message = await self._build_user_message_item(message_input, thread, context)
+        await self.store.save_thread(thread, context)
+        context = await self._turns.lease(thread.id, context)
+        created = ThreadCreatedEvent(thread=thread_response(thread))
+        return self._turns.start(thread, context, self._answer_message(thread, message, context, created))
+
+    async def _prepare(self, request: OnThread, thread: ThreadMetadata, context: RequestContext) -> Events:
+        """Check all that the request asks for, and return the events that answer it; nothing is written yet."""
+        match request:
+            case ThreadsAddUserMessageReq(params=params):
+                message = await self._build_user_message_item(params.input, thread, context)
+                return self._answer_message(thread, message, context)
+            case ThreadsAddClientToolOutputReq():
+                calls = await self._pending_calls(thread, context)
+                return self._answer_tool_output(thread, calls, request.params.result, context)
+            case ThreadsAddStructuredInputReq():
+                questions = await self.store.load_item(thread.id, request.params.item_id, context)
+                if not isinstance(questions, StructuredInputItem) or questions.status != "pending":
+                    raise Refused("conflict", "These questions are already answered. Reload the conversation.")
+                answered = await self._apply_structured_input_submission(questions, request.params.input)
+                return self._answer(thread, None, context, ThreadItemReplacedEvent(item=answered))
+            case ThreadsRetryAfterItemReq():
+                item = await self.store.load_item(thread.id, request.params.item_id, context)
+                if not isinstance(item, UserMessageItem):
+                    raise Refused("conflict", "Only a message of the user can be answered again.")
+                return self._answer_again(thread, item, context)
+            case ThreadsCustomActionReq():
+                if self._agent.handle_action is None:
+                    raise Refused("not_configured", "The agent has no handle_action for this action.")
+                sender = await self._load_sender(request.params, context)
+                return self._streamed(thread, context, self.action(thread, request.params.action, sender, context))
+
+    async def _answer_message(
+        self, thread: ThreadMetadata, message: UserMessageItem, context: RequestContext, *first: ThreadStreamEvent
+    ) -> Events:
+        for event in first:
+            yield event
+        for attachment in message.attachments:  # they have a thread from now on
+            await self.store.save_attachment(attachment, context)
+        yield ThreadItemDoneEvent(item=message)
+        async for event in self._answer(thread, message, context):
+            yield event
+
+    async def _answer_tool_output(
+        self, thread: ThreadMetadata, calls: list[ClientToolCallItem], output: Any, context: RequestContext
+    ) -> Events:
+        newest, *older = calls
+        answered = newest.model_copy(update={"output": output, "status": "completed"})
+        await self.store.save_item(thread.id, answered, context)
+        for call in older:  # nobody will answer them, and no model takes a call without its output
+            await self.store.delete_thread_item(thread.id, call.id, context)
+        async for event in self._answer(thread, None, context):
+            yield event
+
+    async def _answer_again(self, thread: ThreadMetadata, message: UserMessageItem, context: RequestContext) -> Events:
+        await self.store.delete_items_after(thread.id, message.id, context)
+        async for event in self._answer(thread, message, context):
+            yield event
+
+    async def _answer(
+        self,
+        thread: ThreadMetadata,
+        message: UserMessageItem | None,
+        context: RequestContext,
+        *first: ThreadStreamEvent,
+    ) -> Events:
+        async for event in self._streamed(thread, context, self.respond(thread, message, context), *first):
+            yield event
+
+    async def _streamed(
+        self,
+        thread: ThreadMetadata,
+        context: RequestContext,
+        events: AsyncIterator[ThreadStreamEvent],
+        *first: ThreadStreamEvent,
+    ) -> Events:
+        yield StreamOptionsEvent(stream_options=self.get_stream_options(thread, context))
+        for event in first:
+            yield event
+        async for event in events:
+            yield event
+
+    def get_stream_options(self, thread: ThreadMetadata, context: RequestContext) -> StreamOptions:
+        return StreamOptions(allow_cancel=self._can_cancel)
+
+    async def respond(
+        self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: RequestContext
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        agent_context = self._agent_context(thread, context)
+        agent = self._agent.create_agent(context)
+        items = await load_history(self.store, thread.id, self._history_items, context)
+        converter = HistoryConverter(context, self._agent.describe_tag)
+        run = Runner.run_streamed(
+            await agent if isawaitable(agent) else agent,
+            await converter.to_agent_input(items),
+            context=agent_context,
+            run_config=self._config_for(input_user_message),
+        )
+        try:
+            async for event in stream_agent_response(agent_context, OwnIds(run)):  # type: ignore[arg-type]
+                yield event
+        finally:
+            run.cancel()  # without it the model would run to its end after a Stop
+            if run.run_loop_task is not None:
+                await asyncio.wait({run.run_loop_task})
+
+    def _config_for(self, message: UserMessageItem | None) -> RunConfig:
+        chosen = message.inference_options.model if message else None
+        return replace(self._run_config, model=chosen) if chosen in self._models else self._run_config
+
+    def _agent_context(self, thread: ThreadMetadata, context: RequestContext) -> AgentContext[RequestContext]:
+        return AgentContext(thread=thread, store=self.store, request_context=context)
+
+    def _check_model(self, message_input: UserMessageInput) -> None:
+        chosen = message_input.inference_options.model
+        if self._models and chosen is not None and chosen not in self._models:
+            raise Refused("bad_params", "This model is not offered. Choose one of: " + ", ".join(self._models))
+
+    async def _pending_calls(self, thread: ThreadMetadata, context: RequestContext) -> list[ClientToolCallItem]:
+        """Return the calls since the last user message that wait for the client, newest first; at least one.
+
+        (ChatKit 1.6.5 looks at the newest item alone, which may be a hidden one.)
+        """
+        calls = []
+        async for item in self._paginate_thread_items_reverse(thread.id, context):
+            if isinstance(item, UserMessageItem):
+                break
+            if isinstance(item, ClientToolCallItem) and item.status == "pending":
+                calls.append(item)
+        if not calls:
+            raise Refused("conflict", "No tool call waits for an output. Reload the conversation.")
+        return calls
+
+    # --- actions --------------------------------------------------------------------------------------------------
+
+    def action(
+        self,
+        thread: ThreadMetadata,
+        action: Action[str, Any],
+        sender: WidgetItem | None,
+        context: RequestContext,
+    ) -> AsyncIterator[ThreadStreamEvent]:
+        assert self._agent.handle_action is not None  # checked before the turn
+        agent_context = self._agent_context(thread, context)
+        return with_streamed(agent_context, self._agent.handle_action(thread, action, sender, agent_context))
+
+    async def sync_action(
+        self,
+        thread: ThreadMetadata,
+        action: Action[str, Any],
+        sender: WidgetItem | None,
+        context: RequestContext,
+    ) -> SyncCustomActionResponse:
+        assert self._agent.handle_sync_action is not None  # checked before
+        agent_context = self._agent_context(thread, context)
+        response = await self._agent.handle_sync_action(thread, action, sender, agent_context)
+        if item := response.updated_item:
+            await self.store.save_item(thread.id, item, context)  # what a client was shown is kept
+            if is_hidden(item):
+                return SyncCustomActionResponse()
+        return response
+
+    async def _load_sender(self, params: ThreadCustomActionParams, context: RequestContext) -> WidgetItem | None:
+        if params.item_id is None:
+            return None
+        item = await self.store.load_item(params.thread_id, params.item_id, context)
+        if not isinstance(item, WidgetItem):
+            raise Refused("bad_params", "params.item_id must name a widget.")
+        return item
+
+    # --- requests that do not stream ------------------------------------------------------------------------------
+
+    async def _process_non_streaming(self, request: NonStreamingReq, context: RequestContext) -> bytes:
+        match request:
+            case ItemsListReq(params=params):
+                items = await self.store.load_thread_items(
+                    params.thread_id, params.after, params.limit or PAGE_SIZE, params.order, context, hidden=False
+                )
+                return encode(items)
+            case ThreadsDeleteReq(params=params):
+                await self.store.delete_thread(params.thread_id, context)
+                self._turns.stop_thread(params.thread_id)
+                return b"{}"
+            case ThreadsSyncCustomActionReq(params=params):
+                if self._agent.handle_sync_action is None:
+                    raise Refused("not_configured", "The agent has no handle_sync_action for this action.")
+                thread = await self.store.load_thread(params.thread_id, context)
+                sender = await self._load_sender(params, context)
+                _require_active(thread)
+                return encode(await self.sync_action(thread, params.action, sender, context))
+            case AttachmentsCreateReq() | AttachmentsDeleteReq():
+                raise Refused("not_configured", "This service takes no attachments.")
+            case InputTranscribeReq():
+                raise Refused("not_configured", "This service takes no dictation.")
+        return await super()._process_non_streaming(request, context)
+
+    async def _load_full_thread(self, thread_id: str, context: RequestContext) -> Thread:
+        thread = await self.store.load_thread(thread_id, context)
+        items = await self.store.load_thread_items(thread_id, None, PAGE_SIZE, "asc", context, hidden=False)
+        return Thread(**thread.model_dump(), items=items)
+
+    async def add_feedback(
+        self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: RequestContext
+    ) -> None:
+        await self.store.save_feedback(thread_id, item_ids, feedback, context)
+
+
+def _require_active(thread: ThreadMetadata) -> None:
+    status = thread.status
+    if status.type != "active":
+        raise CustomStreamError(status.reason or f"This conversation is {status.type}.")
+
+
+def _error_result(error: Exception) -> StreamingResult:
+    """Return a stream of one `error` event, for a turn that did not begin: there is nothing to try again."""
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield b"data: " + encode(words_for(error).model_copy(update={"allow_retry": False})) + b"\n\n"
+
+    return StreamingResult(events())
