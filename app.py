@@ -224,10 +224,7 @@ EXCEPTION_HANDLERS: Mapping[Any, Callable[[Request, Any], Response | Awaitable[R
     NotFoundError: fixed(404, "not_found", "It does not exist, or is not yours."),
     ThreadBusy: fixed(409, "thread_busy", "An answer is still being written here. Wait for it, or stop it."),
     StoreUnavailable: fixed(
-        503,
-        "store_unavailable",
-        "The service cannot reach its database. Try again in a moment.",
-        **{"retry-after": "5"},
+        503, "store_unavailable", "The service cannot reach its database. Try again in a moment.", retry_after="5"
     ),
     ClientDisconnect: fixed(400, "disconnected", "The request broke off."),
     HTTPException: on_http_exception,

@@ -1,0 +1,176 @@
+"""The agent of the tests: the model stand-in calls its tools, and each shows one thing that the protocol can carry."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+from agents import Agent, GuardrailFunctionOutput, RunContextWrapper, StopAtTools, function_tool, input_guardrail
+from chatkit.agents import AgentContext, ClientToolCall
+from chatkit.types import (
+    ClosedStatus,
+    CustomTask,
+    HiddenContextItem,
+    LockedStatus,
+    NoticeEvent,
+    ProgressUpdateEvent,
+    StructuredInputFreeform,
+    StructuredInputItem,
+    StructuredInputMultipleChoice,
+    SyncCustomActionResponse,
+    ThreadItemAddedEvent,
+    ThreadItemDoneEvent,
+    ThreadItemReplacedEvent,
+    ThreadStreamEvent,
+    WidgetItem,
+    Workflow,
+)
+from chatkit.widgets import Card, Markdown, Text
+
+from context import RequestContext
+
+Context = RunContextWrapper[AgentContext[RequestContext]]
+
+
+@function_tool
+async def look_up(wrapper: Context, word: str) -> str:
+    """Look a word up, with progress."""
+    await wrapper.context.stream(ProgressUpdateEvent(text="Looking it up"))
+    await wrapper.context.stream(NoticeEvent(level="info", message="Looked up"))
+    return f"{word} means something"
+
+
+@function_tool
+async def show_widget(wrapper: Context) -> str:
+    """Show a widget whose text grows."""
+
+    async def states() -> AsyncIterator[Card]:
+        for text in ("", "Hello", "Hello widget"):
+            yield Card(children=[Text(id="t", value=text, streaming=text != "Hello widget")])
+
+    await wrapper.context.stream_widget(states())
+    return "shown"
+
+
+@function_tool
+async def show_half_a_widget(wrapper: Context) -> str:
+    """Show a widget that never becomes complete."""
+
+    async def states() -> AsyncIterator[Card]:
+        yield Card(children=[Markdown(id="m", value="Half", streaming=True)])
+        yield Card(children=[Markdown(id="m", value="Half a widget", streaming=True)])
+        await asyncio.sleep(3600)
+
+    await wrapper.context.stream_widget(states())
+    return "never"
+
+
+@function_tool
+async def work(wrapper: Context) -> str:
+    """Work through a workflow of two tasks."""
+    context = wrapper.context
+    await context.start_workflow(Workflow(type="custom", tasks=[]))
+    await context.add_workflow_task(CustomTask(title="One", status_indicator="loading"))
+    await context.update_workflow_task(CustomTask(title="One", status_indicator="complete"), 0)
+    await context.add_workflow_task(CustomTask(title="Two", status_indicator="loading"))
+    return "worked"
+
+
+@function_tool
+async def pick_file(wrapper: Context) -> str:
+    """Ask the client for a file."""
+    wrapper.context.client_tool_call = ClientToolCall(name="pick_file", arguments={"folder": "/docs"})
+    return "asked"
+
+
+@function_tool
+async def ask_form(wrapper: Context) -> str:
+    """Ask the user two questions."""
+    context = wrapper.context
+    questions = StructuredInputItem(
+        id=context.generate_id("message"),
+        thread_id=context.thread.id,
+        created_at=datetime.now(UTC),
+        inputs=[
+            StructuredInputMultipleChoice(id="q1", question="Colour?", options=[{"value": "red"}, {"value": "blue"}]),
+            StructuredInputFreeform(id="q2", question="Why?"),
+        ],
+    )
+    await context.stream(ThreadItemDoneEvent(item=questions))
+    return "asked"
+
+
+@function_tool
+async def whisper(wrapper: Context) -> str:
+    """Put hidden items on the stream in every way there is."""
+    context = wrapper.context
+    item = HiddenContextItem(
+        id=context.generate_id("message"),
+        thread_id=context.thread.id,
+        created_at=datetime.now(),
+        content={"secret": "hidden words"},
+    )
+    for event in (ThreadItemAddedEvent, ThreadItemDoneEvent, ThreadItemReplacedEvent):
+        await context.stream(event(item=item))
+    return "whispered"
+
+
+@function_tool
+async def rename(wrapper: Context, title: str) -> str:
+    """Give the thread a title."""
+    wrapper.context.thread.title = title
+    return "renamed"
+
+
+@function_tool
+async def lock(wrapper: Context, kind: str) -> str:
+    """Lock or close the thread."""
+    status = LockedStatus(reason="Locked by the test.") if kind == "locked" else ClosedStatus(reason="Closed by it.")
+    wrapper.context.thread.status = status
+    return "done"
+
+
+@function_tool(failure_error_function=None)
+async def explode() -> str:
+    """Fail with a user's words in the exception."""
+    raise RuntimeError("a tool's exception with SENTINEL words")
+
+
+@input_guardrail
+async def no_swearing(context: Any, agent: Any, input: Any) -> GuardrailFunctionOutput:
+    return GuardrailFunctionOutput(None, tripwire_triggered="forbidden" in str(input))
+
+
+TOOLS = [look_up, show_widget, show_half_a_widget, work, pick_file, ask_form, whisper, rename, lock, explode]
+
+
+def create_agent(context: RequestContext) -> Agent[AgentContext[RequestContext]]:
+    return Agent(
+        name="Probe",
+        instructions="Test.",
+        model="stand-in",
+        tools=TOOLS,
+        tool_use_behavior=StopAtTools(stop_at_tool_names=["pick_file", "ask_form"]),
+        input_guardrails=[no_swearing],
+    )
+
+
+async def handle_action(
+    thread: Any, action: Any, sender: WidgetItem | None, agent_context: AgentContext[RequestContext]
+) -> AsyncIterator[ThreadStreamEvent]:
+    await agent_context.stream_widget(Card(children=[Text(value=f"new: {action.type}")]))
+    if sender is not None:
+        changed = sender.model_copy(update={"widget": Card(children=[Text(value=f"did {action.type}")])})
+        yield ThreadItemReplacedEvent(item=changed)
+
+
+async def handle_sync_action(
+    thread: Any, action: Any, sender: WidgetItem | None, agent_context: AgentContext[RequestContext]
+) -> SyncCustomActionResponse:
+    if action.type == "hide":
+        hidden = HiddenContextItem(
+            id="hidden", thread_id=thread.id, created_at=datetime.now(UTC), content="hidden words"
+        )
+        return SyncCustomActionResponse(updated_item=hidden)
+    assert sender is not None
+    return SyncCustomActionResponse(updated_item=sender.model_copy(update={"copy_text": action.type}))

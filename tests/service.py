@@ -1,0 +1,261 @@
+"""The service as its users meet it: over HTTP, in this process (quick) or as a process of its own (to be killed)."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+import uvicorn
+
+from app import create_app
+from settings import Settings
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[1]
+
+
+def eventually(found: Callable[[], T], seconds: float = 10.0, what: str = "it") -> T:
+    """Return the first true value, or fail after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.01)
+    return value
+
+
+def listening_socket() -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.bind(("127.0.0.1", 0))
+    return listener
+
+
+@contextmanager
+def serving(app: Any, **options: Any) -> Iterator[str]:
+    """Serve an ASGI app on a thread of its own and yield its address."""
+    listener = listening_socket()
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, **options)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        eventually(lambda: server.started or not thread.is_alive(), what="the start of a server")
+        assert server.started, "the server did not start"
+        yield "http://127.0.0.1:%d" % listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class Client:
+    """A ChatKit client: it speaks the protocol and remembers nothing."""
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None):
+        self.url = url
+        self.http = httpx2.Client(base_url=url, headers=headers, timeout=60, trust_env=False)
+
+    def close(self) -> None:
+        self.http.close()
+
+    def post(self, type: str, params: Mapping[str, Any] | None = None, **more: Any) -> httpx2.Response:
+        return self.http.post("/chatkit", json={"type": type, "params": params or {}, **more})
+
+    def ask(self, type: str, params: Mapping[str, Any] | None = None) -> Any:
+        """Return the JSON of an operation that must succeed."""
+        response = self.post(type, params)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def stream(self, type: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return all events of an operation that must be answered by a stream."""
+        response = self.post(type, params)
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"] == "text/event-stream"
+        return events_of(response.text)
+
+    def create(self, text: str = "Hello", **input: Any) -> list[dict[str, Any]]:
+        return self.stream("threads.create", {"input": message(text, **input)})
+
+    def say(self, thread_id: str, text: str = "And then?", **input: Any) -> list[dict[str, Any]]:
+        return self.stream("threads.add_user_message", {"thread_id": thread_id, "input": message(text, **input)})
+
+    def items(self, thread_id: str) -> list[dict[str, Any]]:
+        """Return all items of the thread that a client may see, oldest first, page by page."""
+        items, after = [], None
+        while True:
+            params = {"thread_id": thread_id, "order": "asc", "limit": 100, **({"after": after} if after else {})}
+            page = self.ask("items.list", params)
+            items += page["data"]
+            if not page["has_more"]:
+                return items
+            after = page["after"]
+
+    def thread_ids(self) -> list[str]:
+        return [thread["id"] for thread in self.ask("threads.list", {"limit": 100})["data"]]
+
+
+def message(text: str, **input: Any) -> dict[str, Any]:
+    """Return the input of a user's message."""
+    content = [{"type": "input_text", "text": text}]
+    return {"content": content, "attachments": [], "inference_options": {}, **input}
+
+
+def events_of(body: str) -> list[dict[str, Any]]:
+    """Return the events in the text of a stream, as EventSource reads it."""
+    events = []
+    for block in body.split("\n\n"):
+        data = [line.removeprefix("data: ") for line in block.split("\n") if line.startswith("data: ")]
+        if data:
+            events.append(json.loads("\n".join(data)))
+    return events
+
+
+def types(events: list[dict[str, Any]]) -> list[str]:
+    """Return the kinds of the events, with the kind of the item that they are about; repetitions left out."""
+    names: list[str] = []
+    for event in events:
+        item = event.get("item", {}).get("type") or event.get("update", {}).get("type")
+        name = f"{event['type']}[{item}]" if item else event["type"]
+        if not names or names[-1] != name:
+            names.append(name)
+    return names
+
+
+def thread_of(events: list[dict[str, Any]]) -> str:
+    """Return the id of the thread that the events are about."""
+    for event in events:
+        if event["type"] == "thread.created":
+            return str(event["thread"]["id"])
+        if "item" in event:
+            return str(event["item"]["thread_id"])
+    raise AssertionError("no event names a thread")
+
+
+def text_of(item: Mapping[str, Any]) -> str:
+    """Return the text of a message."""
+    return "".join(part["text"] for part in item["content"])
+
+
+def errors_of(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["type"] == "error"]
+
+
+def fold(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the items as a client shows them after these events."""
+    items: dict[str, dict[str, Any]] = {}
+    for event in events:
+        match event["type"]:
+            case "thread.item.added" | "thread.item.done" | "thread.item.replaced":
+                items[event["item"]["id"]] = json.loads(json.dumps(event["item"]))
+            case "thread.item.removed":
+                items.pop(event["item_id"], None)
+            case "thread.item.updated":
+                _fold_update(items[event["item_id"]], event["update"])
+    return list(items.values())
+
+
+def _fold_update(item: dict[str, Any], update: dict[str, Any]) -> None:
+    match update["type"]:
+        case "assistant_message.content_part.added" | "assistant_message.content_part.done":
+            index = update["content_index"]
+            item["content"][index : index + 1] = [update["content"]]
+        case "assistant_message.content_part.text_delta":
+            item["content"][update["content_index"]]["text"] += update["delta"]
+        case "assistant_message.content_part.annotation_added":
+            annotations = item["content"][update["content_index"]]["annotations"]
+            annotations.insert(update["annotation_index"], update["annotation"])
+        case "workflow.task.added":
+            item["workflow"]["tasks"].insert(update["task_index"], update["task"])
+        case "workflow.task.updated":
+            item["workflow"]["tasks"][update["task_index"]] = update["task"]
+        case "widget.root.updated":
+            item["widget"] = update["widget"]
+        case "widget.streaming_text.value_delta":
+            for component in _components(item["widget"]):
+                if component.get("id") == update["component_id"]:
+                    component["value"] += update["delta"]
+        case "generated_image.updated":
+            item["image"] = update["image"]
+        case other:
+            raise AssertionError(f"an update that no client knows: {other}")
+
+
+def _components(component: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield component
+    for child in component.get("children", []):
+        yield from _components(child)
+
+
+@contextmanager
+def service(**environ: str) -> Iterator[Client]:
+    """Serve in this process, with these variables and nothing of the real environment."""
+    with serving(create_app(Settings.from_environ(environ)), lifespan="on") as url, closing(Client(url)) as client:
+        yield client
+
+
+class Process(Client):
+    """The service as a process of its own; `log` is what it has written so far."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, url: str):
+        super().__init__(url)
+        self.process = process
+        self.log_file = log
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8")
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = 30.0) -> int:
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def process(directory: Path, *arguments: str, **environ: str) -> Iterator[Process]:
+    """Run `python app.py` in the directory until it listens; kill it in the end if it still runs."""
+    log = directory / "service.log"
+    with log.open("ab") as stderr:
+        begin = stderr.tell()
+        started = subprocess.Popen(
+            [sys.executable, str(ROOT / "app.py"), *arguments],
+            cwd=directory,
+            env={"PATH": os.environ["PATH"], "PORT": "0", "PYTHONPATH": str(ROOT / "tests"), **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+        )
+    try:
+        url = eventually(lambda: _address(started, log, begin), 30, "the start of the service")
+        with closing(Process(started, log, url)) as running:
+            eventually(lambda: _is_up(running), 30, "the readiness of the service")
+            yield running
+    finally:
+        if started.poll() is None:
+            started.kill()
+        started.wait()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path, begin: int) -> str | None:
+    text = log.read_bytes()[begin:].decode()
+    assert process.poll() is None, f"the service ended:\n{text}"
+    found = re.search(r"listening on (http://\S+)", text)
+    return found.group(1) if found else None
+
+
+def _is_up(client: Client) -> bool:
+    try:
+        return client.http.get("/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
