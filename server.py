@@ -10,6 +10,7 @@ from inspect import isawaitable
 from typing import Any, Self
 
 from agents import Agent, RunConfig, Runner
+from agents.exceptions import ModelRefusalError
 from chatkit.actions import Action
 from chatkit.agents import AgentContext, stream_agent_response
 from chatkit.errors import CustomStreamError
@@ -253,9 +254,14 @@ class ChatServer(ChatKitServer[RequestContext]):
             context=agent_context,
             run_config=self._config_for(input_user_message),
         )
+        said = False
         try:
             async for event in stream_agent_response(agent_context, OwnIds(run)):  # type: ignore[arg-type]
                 yield event
+                said = said or (event.type == "thread.item.done" and event.item.type == "assistant_message")
+        except ModelRefusalError:
+            if not said:  # else the user has read the refusal already
+                raise
         finally:
             run.cancel()  # without it the model would run to its end after a Stop
             if run.run_loop_task is not None:

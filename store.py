@@ -138,9 +138,10 @@ async def open_store(url: str, table_prefix: str = "chatkit_") -> AsyncIterator[
     `url` is `sqlite:///FILE`, `sqlite:////absolute/FILE` or `postgresql://…`; `table_prefix` is PostgreSQL's. Raises
     `IncompatibleDatabase`, or `StoreUnavailable` when it cannot be opened.
     """
-    if not url.startswith("sqlite:///"):
-        raise IncompatibleDatabase("DATABASE_URL must begin with sqlite:///.")
-    async with SQLiteFile.open(url.removeprefix("sqlite:///"), MIGRATIONS) as file:
+    path = url.removeprefix("sqlite:///")
+    if path in (url, "", ":memory:"):
+        raise IncompatibleDatabase("DATABASE_URL must be sqlite:///FILE or sqlite:////absolute/FILE.")
+    async with SQLiteFile.open(path, MIGRATIONS) as file:
         yield SQLiteStore(file)
 
 
@@ -281,11 +282,14 @@ class SQLiteStore(ConversationStore):
     async def delete_thread_item(self, thread_id: str, item_id: str, context: RequestContext) -> None:
         def write(db: sqlite3.Connection) -> None:
             _require_lease(db, thread_id, context)
-            deleted = db.execute(
-                "DELETE FROM items WHERE thread_id = ? AND id = ? AND user_id = ?",
-                (thread_id, item_id, context.user_id),
+            deleted = sum(
+                db.execute(
+                    f"DELETE FROM {table} WHERE thread_id = ? AND id = ? AND user_id = ?",
+                    (thread_id, item_id, context.user_id),
+                ).rowcount
+                for table in ("items", "checkpoints")
             )
-            if deleted.rowcount == 0:
+            if deleted == 0:
                 raise NotFoundError(item_id)
 
         await self._write(write)

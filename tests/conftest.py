@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from service import Client, service
 from standin import StandIn, standing_in
 

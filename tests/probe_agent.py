@@ -53,6 +53,19 @@ async def show_widget(wrapper: Context) -> str:
 
 
 @function_tool
+async def show_slow_widget(wrapper: Context) -> str:
+    """Show a widget that becomes complete after whatever else is shown."""
+
+    async def states() -> AsyncIterator[Card]:
+        yield Card(children=[Text(id="t", value="Slow", streaming=True)])
+        await asyncio.sleep(0.2)
+        yield Card(children=[Text(id="t", value="Slow widget")])
+
+    await wrapper.context.stream_widget(states())
+    return "shown"
+
+
+@function_tool
 async def show_half_a_widget(wrapper: Context) -> str:
     """Show a widget that never becomes complete."""
 
@@ -141,7 +154,19 @@ async def no_swearing(context: Any, agent: Any, input: Any) -> GuardrailFunction
     return GuardrailFunctionOutput(None, tripwire_triggered="forbidden" in str(input))
 
 
-TOOLS = [look_up, show_widget, show_half_a_widget, work, pick_file, ask_form, whisper, rename, lock, explode]
+TOOLS = [
+    look_up,
+    show_widget,
+    show_slow_widget,
+    show_half_a_widget,
+    work,
+    pick_file,
+    ask_form,
+    whisper,
+    rename,
+    lock,
+    explode,
+]
 
 
 def create_agent(context: RequestContext) -> Agent[AgentContext[RequestContext]]:

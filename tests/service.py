@@ -51,7 +51,7 @@ def serving(app: Any, **options: Any) -> Iterator[str]:
     try:
         eventually(lambda: server.started or not thread.is_alive(), what="the start of a server")
         assert server.started, "the server did not start"
-        yield "http://127.0.0.1:%d" % listener.getsockname()[1]
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
@@ -82,6 +82,13 @@ class Client:
         assert response.status_code == 200, response.text
         assert response.headers["content-type"] == "text/event-stream"
         return events_of(response.text)
+
+    @contextmanager
+    def streaming(self, type: str, params: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+        """Yield the events of an operation as they come."""
+        with self.http.stream("POST", "/chatkit", json={"type": type, "params": params}) as response:
+            lines = response.iter_lines()
+            yield (json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
 
     def create(self, text: str = "Hello", **input: Any) -> list[dict[str, Any]]:
         return self.stream("threads.create", {"input": message(text, **input)})

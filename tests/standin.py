@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from service import serving
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from service import serving
 
 
 @dataclass(frozen=True)

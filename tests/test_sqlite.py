@@ -1,0 +1,116 @@
+"""What is SQLite's own: the file, its migrations, and how writes reach the disk."""
+
+import asyncio
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from chatkit.types import EndOfTurnItem, ThreadMetadata
+
+from context import RequestContext
+from conversations import IncompatibleDatabase, StoreUnavailable
+from sqlite import SQLiteFile
+from store import MIGRATIONS, open_store
+from test_store import NOON, alice, make_thread
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "chatkit.db"
+
+
+async def test_a_database_of_a_newer_release_is_refused_and_left_alone(file: Path) -> None:
+    with sqlite3.connect(file) as db:
+        db.execute("PRAGMA user_version = 9999")
+    with pytest.raises(IncompatibleDatabase, match="schema 9999, made by a newer release"):
+        async with open_store(f"sqlite:///{file}"):
+            pass
+    assert sqlite3.connect(file).execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
+
+
+async def test_a_migration_that_fails_changes_nothing(file: Path) -> None:
+    with pytest.raises(StoreUnavailable):
+        async with SQLiteFile.open(str(file), [*MIGRATIONS, "CREATE TABLE more (a); CREATE TABLE more (a);"]):
+            pass
+    with sqlite3.connect(file) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("content", [b"this is no database" * 100, b"SQLite format 3\0" + b"\xff" * 4096])
+async def test_a_file_that_is_no_database_is_refused_by_name(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    with pytest.raises(StoreUnavailable):
+        async with open_store(f"sqlite:///{file}"):
+            pass
+    assert file.read_bytes() == content
+
+
+async def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match=r"nowhere/chatkit\.db"):
+        async with open_store(f"sqlite:///{tmp_path}/nowhere/chatkit.db"):
+            pass
+
+
+async def test_every_commit_reaches_the_disk(file: Path) -> None:
+    async with SQLiteFile.open(str(file), MIGRATIONS) as opened:
+        pragmas = [
+            await opened.write(lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()[0])  # type: ignore[misc]
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    assert pragmas == ["wal", 2, 1]
+
+
+async def test_writes_that_wait_together_are_committed_together(file: Path) -> None:
+    commits = 0
+
+    def count_commits() -> None:
+        nonlocal commits
+        commits += 1
+
+    async with open_store(f"sqlite:///{file}") as store:
+        thread_id = await make_thread(store)
+        await store._write(lambda db: db.set_trace_callback(lambda sql: sql == "COMMIT" and count_commits()))  # type: ignore[attr-defined]
+        items = [EndOfTurnItem(id=f"i{number}", thread_id=thread_id, created_at=NOON) for number in range(200)]
+        await asyncio.gather(*[store.add_thread_item(thread_id, item, alice()) for item in items])
+    assert 1 <= commits <= 5
+
+
+async def test_a_reader_does_not_wait_for_a_writer_of_another_process(file: Path) -> None:
+    async with open_store(f"sqlite:///{file}") as store:
+        thread_id = await make_thread(store)
+        other = sqlite3.connect(file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        async with asyncio.timeout(2):
+            await store.load_thread(thread_id, alice())
+        other.execute("ROLLBACK")
+        other.close()
+
+
+async def test_a_writer_waits_for_another_process_and_then_writes(file: Path) -> None:
+    async with open_store(f"sqlite:///{file}") as store:
+        other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.5, lambda: other.execute("ROLLBACK")).start()
+        await store.save_thread(ThreadMetadata(id="thr_1", created_at=NOON), RequestContext("alice"))
+        other.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "mysql://localhost/x", "sqlite:///:memory:"])
+async def test_an_address_that_is_no_file_is_refused(url: str) -> None:
+    with pytest.raises((IncompatibleDatabase, StoreUnavailable)):
+        async with open_store(url):
+            pass
+
+
+async def test_no_thread_of_the_database_outlives_the_store(file: Path) -> None:
+    before = threading.active_count()
+    async with open_store(f"sqlite:///{file}"):
+        assert threading.active_count() > before
+    with pytest.raises(RuntimeError, match="inside"):
+        async with open_store(f"sqlite:///{file}"):
+            raise RuntimeError("inside")
+    assert threading.active_count() == before

@@ -1,0 +1,572 @@
+"""What every store promises; each test holds for each kind of database."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chatkit.store import NotFoundError
+from chatkit.types import (
+    AssistantMessageItem,
+    ClientToolCallItem,
+    EndOfTurnItem,
+    FileAttachment,
+    GeneratedImageItem,
+    HiddenContextItem,
+    SDKHiddenContextItem,
+    StructuredInputItem,
+    TaskItem,
+    ThreadItem,
+    ThreadMetadata,
+    UserMessageItem,
+    WidgetItem,
+    WorkflowItem,
+)
+from pydantic import TypeAdapter
+
+from context import RequestContext
+from conversations import STOPPED, ConversationStore, LeaseLost, ThreadBusy
+from store import open_store
+
+pytestmark = pytest.mark.anyio
+
+ITEM = TypeAdapter[ThreadItem](ThreadItem)
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+EVERY_KIND: list[dict[str, Any]] = [
+    {"type": "user_message", "content": [{"type": "input_text", "text": "Hi"}], "inference_options": {"model": "m"}},
+    {"type": "assistant_message", "content": [{"type": "output_text", "text": "Hi\u2028\x00🙂", "annotations": []}]},
+    {"type": "client_tool_call", "call_id": "c", "name": "pick", "arguments": {"a": None}, "output": {"b": [None]}},
+    {"type": "widget", "widget": {"type": "Card", "children": [{"type": "Text", "id": "t", "value": "v"}]}},
+    {"type": "generated_image", "image": {"id": "g", "url": "data:image/png;base64,AA=="}},
+    {"type": "structured_input", "inputs": [{"type": "freeform", "id": "q", "question": "Why?"}]},
+    {"type": "workflow", "workflow": {"type": "reasoning", "tasks": [{"type": "thought", "content": "Hm"}]}},
+    {"type": "task", "task": {"type": "custom", "title": "T"}},
+    {"type": "hidden_context_item", "content": {"any": ["thing", 1, None]}},
+    {"type": "sdk_hidden_context", "content": "text"},
+    {"type": "end_of_turn"},
+]
+
+
+@pytest.fixture(params=["sqlite"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty database, whichever kind."""
+    return f"sqlite:///{tmp_path}/store.db"
+
+
+@pytest.fixture
+async def store(database: str) -> AsyncIterator[ConversationStore]:
+    async with open_store(database) as store:
+        yield store
+
+
+def alice() -> RequestContext:
+    """A request by Alice, of its own each time."""
+    return RequestContext("alice")
+
+
+def bob() -> RequestContext:
+    return RequestContext("bob")
+
+
+def end(id: str, thread_id: str, created_at: datetime = NOON) -> EndOfTurnItem:
+    return EndOfTurnItem(id=id, thread_id=thread_id, created_at=created_at)
+
+
+async def make_thread(store: ConversationStore, items: int = 0, context: RequestContext | None = None) -> str:
+    context = context or alice()
+    thread = ThreadMetadata(id=store.generate_thread_id(context), created_at=NOON)
+    await store.save_thread(thread, context)
+    for number in range(items):
+        await store.add_thread_item(thread.id, end(f"item_{number}", thread.id), context)
+    return thread.id
+
+
+async def ids(store: ConversationStore, thread_id: str, order: str = "asc") -> list[str]:
+    page = await store.load_thread_items(thread_id, None, 100, order, alice())
+    return [item.id for item in page.data]
+
+
+# --- threads ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_thread_comes_back_as_it_was_saved(store: ConversationStore) -> None:
+    thread = ThreadMetadata(
+        id="thr_1", created_at=NOON, title="Title", metadata={"a": [1, None]}, allowed_image_domains=["example.org"]
+    )
+    await store.save_thread(thread, alice())
+    assert await store.load_thread("thr_1", alice()) == thread
+
+
+async def test_threads_are_listed_by_last_activity_each_once_whatever_the_clock_says(store: ConversationStore) -> None:
+    threads = [await make_thread(store) for _ in range(5)]
+    await store.add_thread_item(threads[0], end("new", threads[0], NOON - timedelta(days=365)), alice())
+    expected = [threads[0], *threads[:0:-1]]
+    seen, after = [], None
+    while True:
+        page = await store.load_threads(2, after, "desc", alice())
+        seen += [thread.id for thread in page.data]
+        if not page.has_more:
+            break
+        after = page.after
+    assert seen == expected
+    ascending = await store.load_threads(10, None, "asc", alice())
+    assert [thread.id for thread in ascending.data] == expected[::-1]
+
+
+async def test_a_thread_may_be_named_as_the_cursor(store: ConversationStore) -> None:
+    first, second = await make_thread(store), await make_thread(store)
+    page = await store.load_threads(10, second, "desc", alice())
+    assert [thread.id for thread in page.data] == [first]
+
+
+async def test_saving_writes_only_what_this_request_changed(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    slow, quick = alice(), alice()
+    held = await store.load_thread(thread_id, slow)
+    renamed = await store.load_thread(thread_id, quick)
+    renamed.title = "The user's title"
+    await store.save_thread(renamed, quick)
+    held.metadata["note"] = "kept"
+    await store.save_thread(held, slow)
+    thread = await store.load_thread(thread_id, alice())
+    assert (thread.title, thread.metadata) == ("The user's title", {"note": "kept"})
+
+
+async def test_a_request_that_saves_twice_does_not_undo_a_change_in_between(store: ConversationStore) -> None:
+    thread_id, slow, quick = await make_thread(store), alice(), alice()
+    held = await store.load_thread(thread_id, slow)
+    held.title = "First"
+    await store.save_thread(held, slow)
+    renamed = await store.load_thread(thread_id, quick)
+    renamed.title = "Second"
+    await store.save_thread(renamed, quick)
+    held.metadata["note"] = "kept"
+    await store.save_thread(held, slow)
+    assert (await store.load_thread(thread_id, alice())).title == "Second"
+
+
+async def test_a_deleted_thread_does_not_come_back_when_it_is_saved(store: ConversationStore) -> None:
+    thread_id, slow = await make_thread(store), alice()
+    held = await store.load_thread(thread_id, slow)
+    await store.delete_thread(thread_id, alice())
+    held.title = "Back again"
+    with pytest.raises(NotFoundError):
+        await store.save_thread(held, slow)
+    assert (await store.load_threads(10, None, "desc", alice())).data == []
+
+
+async def test_a_thread_deleted_by_another_request_does_not_come_back_from_the_one_that_made_it(
+    store: ConversationStore,
+) -> None:
+    maker = alice()
+    thread = ThreadMetadata(id="thr_1", created_at=NOON)
+    await store.save_thread(thread, maker)
+    await store.delete_thread("thr_1", alice())
+    thread.title = "Back again"
+    with pytest.raises(NotFoundError):
+        await store.save_thread(thread, maker)
+
+
+async def test_deleting_a_thread_deletes_all_that_is_in_it(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=2)
+    attachment = FileAttachment(id="atc_1", name="a", mime_type="text/plain", thread_id=thread_id)
+    await store.save_attachment(attachment, alice())
+    await store.delete_thread(thread_id, alice())
+    for gone in (
+        store.load_thread_items(thread_id, None, 1, "asc", alice()),
+        store.load_item(thread_id, "item_0", alice()),
+        store.load_attachment("atc_1", alice()),
+    ):
+        with pytest.raises(NotFoundError):
+            await gone
+
+
+# --- items --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", EVERY_KIND, ids=lambda fields: fields["type"])
+async def test_an_item_of_every_kind_comes_back_as_it_was_added(
+    store: ConversationStore, fields: dict[str, Any]
+) -> None:
+    thread_id = await make_thread(store)
+    item = ITEM.validate_python({"id": "i", "thread_id": thread_id, "created_at": NOON, **fields})
+    await store.add_thread_item(thread_id, item, alice())
+    assert await store.load_item(thread_id, "i", alice()) == item
+
+
+async def test_every_kind_of_item_of_the_installed_sdk_is_tried_above() -> None:
+    kinds = [
+        UserMessageItem,
+        AssistantMessageItem,
+        ClientToolCallItem,
+        WidgetItem,
+        GeneratedImageItem,
+        StructuredInputItem,
+        WorkflowItem,
+        TaskItem,
+        HiddenContextItem,
+        SDKHiddenContextItem,
+        EndOfTurnItem,
+    ]
+    assert set(ITEM.json_schema()["discriminator"]["mapping"]) == {fields["type"] for fields in EVERY_KIND}
+    assert len(kinds) == len(EVERY_KIND)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_items_added_in_the_same_instant_are_each_paged_once(store: ConversationStore, order: str) -> None:
+    thread_id = await make_thread(store, items=7)
+    seen, after = [], None
+    while True:
+        page = await store.load_thread_items(thread_id, after, 2, order, alice())
+        seen += [item.id for item in page.data]
+        if not page.has_more:
+            break
+        after = page.after
+    expected = [f"item_{number}" for number in range(7)]
+    assert seen == (expected if order == "asc" else expected[::-1])
+    assert page.after is None
+
+
+async def test_items_keep_their_order_when_the_clock_is_set_back(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    for number in range(3):
+        await store.add_thread_item(thread_id, end(f"i{number}", thread_id, NOON - timedelta(hours=number)), alice())
+    assert await ids(store, thread_id) == ["i0", "i1", "i2"]
+
+
+async def test_a_cursor_outlives_its_item(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=4)
+    page = await store.load_thread_items(thread_id, None, 2, "asc", alice())
+    await store.delete_thread_item(thread_id, "item_1", alice())
+    await store.add_thread_item(thread_id, end("new", thread_id), alice())
+    rest = await store.load_thread_items(thread_id, page.after, 10, "asc", alice())
+    assert [item.id for item in rest.data] == ["item_2", "item_3", "new"]
+
+
+async def test_an_item_may_be_named_as_the_cursor_but_only_one_of_the_thread(store: ConversationStore) -> None:
+    thread_id, other = await make_thread(store, items=3), await make_thread(store)
+    await store.add_thread_item(other, end("elsewhere", other), alice())
+    page = await store.load_thread_items(thread_id, "item_1", 10, "asc", alice())
+    assert [item.id for item in page.data] == ["item_2"]
+    for unknown in ("elsewhere", "nothing", "after:", "after:-1", "after:1e3", "after:" + "9" * 50):
+        with pytest.raises(NotFoundError):
+            await store.load_thread_items(thread_id, unknown, 10, "asc", alice())
+
+
+async def test_adding_an_item_again_replaces_it_in_its_place(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=3)
+    changed = end("item_1", thread_id, NOON + timedelta(hours=1))
+    for save in (store.add_thread_item, store.save_item):
+        await save(thread_id, changed, alice())
+        assert await ids(store, thread_id) == ["item_0", "item_1", "item_2"]
+    assert await store.load_item(thread_id, "item_1", alice()) == changed
+
+
+async def test_saving_an_item_in_another_thread_leaves_the_first_one_alone(store: ConversationStore) -> None:
+    first, second = await make_thread(store, items=1), await make_thread(store)
+    item = await store.load_item(first, "item_0", alice())
+    await store.save_item(second, item, alice())
+    assert (await store.load_item(first, "item_0", alice())).thread_id == first
+    assert (await store.load_item(second, "item_0", alice())).thread_id == second
+
+
+async def test_an_item_cannot_be_added_to_a_thread_that_is_not_there(store: ConversationStore) -> None:
+    with pytest.raises(NotFoundError):
+        await store.add_thread_item("thr_none", end("i", "thr_none"), alice())
+
+
+async def test_all_items_after_one_are_deleted_together(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=4)
+    await store.delete_items_after(thread_id, "item_1", alice())
+    assert await ids(store, thread_id) == ["item_0", "item_1"]
+    with pytest.raises(NotFoundError):
+        await store.delete_items_after(thread_id, "item_3", alice())
+
+
+async def test_hidden_items_are_left_out_of_a_page_that_is_for_a_client(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=1)
+    for number in range(3):
+        hidden = HiddenContextItem(id=f"h{number}", thread_id=thread_id, created_at=NOON, content="secret")
+        await store.add_thread_item(thread_id, hidden, alice())
+    await store.add_thread_item(thread_id, end("last", thread_id), alice())
+    page = await store.load_thread_items(thread_id, None, 2, "desc", alice(), hidden=False)
+    assert [item.id for item in page.data] == ["last", "item_0"]
+    assert not page.has_more
+
+
+async def test_times_come_back_as_aware_utc(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    for moment in (NOON, NOON.astimezone(timezone(timedelta(hours=5))), NOON.astimezone().replace(tzinfo=None)):
+        await store.add_thread_item(thread_id, end("i", thread_id, moment), alice())
+        loaded = (await store.load_item(thread_id, "i", alice())).created_at
+        assert (loaded, loaded.utcoffset()) == (NOON, timedelta(0))
+
+
+async def test_ids_of_every_kind_have_128_random_bits(store: ConversationStore) -> None:
+    thread = ThreadMetadata(id="t", created_at=NOON)
+    for kind in ("message", "tool_call", "task", "workflow", "attachment", "sdk_hidden_context"):
+        made = {store.generate_item_id(kind, thread, alice()).rpartition("_")[2] for _ in range(100)}  # type: ignore[arg-type]
+        assert len(made) == 100
+        assert all(len(bytes.fromhex(each)) == 16 for each in made)
+    assert len(bytes.fromhex(store.generate_thread_id(alice()).rpartition("_")[2])) == 16
+
+
+# --- whose it is --------------------------------------------------------------------------------------------------
+
+Attempt = Callable[[ConversationStore, str], Awaitable[Any]]
+
+ATTEMPTS: dict[str, Attempt] = {
+    "load_thread": lambda store, thread: store.load_thread(thread, bob()),
+    "save_thread": lambda store, thread: store.save_thread(ThreadMetadata(id=thread, created_at=NOON), bob()),
+    "delete_thread": lambda store, thread: store.delete_thread(thread, bob()),
+    "load_thread_items": lambda store, thread: store.load_thread_items(thread, None, 9, "asc", bob()),
+    "load_item": lambda store, thread: store.load_item(thread, "item_0", bob()),
+    "add_thread_item": lambda store, thread: store.add_thread_item(thread, end("item_0", thread), bob()),
+    "save_item": lambda store, thread: store.save_item(thread, end("item_0", thread), bob()),
+    "delete_thread_item": lambda store, thread: store.delete_thread_item(thread, "item_0", bob()),
+    "delete_items_after": lambda store, thread: store.delete_items_after(thread, "item_0", bob()),
+    "load_attachment": lambda store, thread: store.load_attachment("atc_alice", bob()),
+    "save_attachment": lambda store, thread: store.save_attachment(
+        FileAttachment(id="atc_alice", name="b", mime_type="text/plain"), bob()
+    ),
+    "delete_attachment": lambda store, thread: store.delete_attachment("atc_alice", bob()),
+    "acquire_lease": lambda store, thread: store.acquire_lease(thread, "holder", bob()),
+    "save_checkpoints": lambda store, thread: store.save_checkpoints(thread, [end("item_0", thread)], bob()),
+    "end_turn": lambda store, thread: store.end_turn(thread, [end("item_0", thread)], bob()),
+    "save_feedback": lambda store, thread: store.save_feedback(thread, ["item_0"], "positive", bob()),
+}
+NOT_ABOUT_ONE_THING = {
+    "generate_thread_id": "makes a number",
+    "generate_item_id": "makes a number",
+    "load_threads": "has a test of its own below",
+    "renew_leases": "is about a process",
+    "ping": "is about the database",
+}
+
+
+def test_every_method_of_a_store_is_tried_as_another_user() -> None:
+    methods = {name for name, _ in inspect.getmembers(ConversationStore, callable) if not name.startswith("_")}
+    assert methods == ATTEMPTS.keys() | NOT_ABOUT_ONE_THING.keys()
+
+
+@pytest.mark.parametrize("method", ATTEMPTS)
+async def test_what_is_not_yours_does_not_exist_and_does_not_change(store: ConversationStore, method: str) -> None:
+    thread_id = await make_thread(store, items=2)
+    await store.save_attachment(FileAttachment(id="atc_alice", name="a", mime_type="text/plain"), alice())
+    await store.acquire_lease(thread_id, "holder", alice())
+
+    async def all_of_alice() -> tuple[Any, ...]:
+        items = await store.load_thread_items(thread_id, None, 100, "asc", alice())
+        return (await store.load_thread(thread_id, alice()), items, await store.load_attachment("atc_alice", alice()))
+
+    before = await all_of_alice()
+    with pytest.raises(NotFoundError):
+        await ATTEMPTS[method](store, thread_id)
+    assert await all_of_alice() == before
+    with pytest.raises(ThreadBusy):
+        await store.acquire_lease(thread_id, "holder", alice())
+
+
+async def test_a_user_lists_only_their_own_threads_and_pages_only_by_them(store: ConversationStore) -> None:
+    of_alice, of_bob = await make_thread(store), await make_thread(store, context=bob())
+    assert [thread.id for thread in (await store.load_threads(10, None, "desc", bob())).data] == [of_bob]
+    with pytest.raises(NotFoundError):
+        await store.load_threads(10, of_alice, "desc", bob())
+
+
+async def test_the_same_item_id_in_threads_of_two_users_is_two_items(store: ConversationStore) -> None:
+    of_alice, of_bob = await make_thread(store, items=1), await make_thread(store, items=1, context=bob())
+    await store.delete_thread_item(of_bob, "item_0", bob())
+    assert await ids(store, of_alice) == ["item_0"]
+
+
+# --- turns --------------------------------------------------------------------------------------------------------
+
+
+async def leased(store: ConversationStore, thread_id: str) -> RequestContext:
+    return RequestContext("alice", lease=await store.acquire_lease(thread_id, "holder", alice()))
+
+
+async def test_a_thread_is_leased_to_one_turn_at_a_time(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    turn = await leased(store, thread_id)
+    with pytest.raises(ThreadBusy):
+        await store.acquire_lease(thread_id, "another", alice())
+    await store.end_turn(thread_id, [], turn)
+    await leased(store, thread_id)
+
+
+async def test_of_many_that_want_a_lease_at_once_one_gets_it(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    attempts = [store.acquire_lease(thread_id, "holder", alice()) for _ in range(20)]
+    results = await asyncio.gather(*attempts, return_exceptions=True)
+    assert sum(isinstance(result, str) for result in results) == 1
+    assert sum(isinstance(result, ThreadBusy) for result in results) == 19
+
+
+async def test_a_turn_that_lost_its_lease_writes_nothing_more(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=1)
+    late = await leased(store, thread_id)
+    await store.end_turn(thread_id, [], late)
+    await leased(store, thread_id)
+    writes: list[Awaitable[None]] = [
+        store.add_thread_item(thread_id, end("late", thread_id), late),
+        store.save_item(thread_id, end("late", thread_id), late),
+        store.delete_thread_item(thread_id, "item_0", late),
+        store.delete_items_after(thread_id, "item_0", late),
+        store.save_checkpoints(thread_id, [end("late", thread_id)], late),
+        store.end_turn(thread_id, [end("late", thread_id)], late),
+        store.save_thread(ThreadMetadata(id=thread_id, created_at=NOON, title="late"), late),
+    ]
+    for write in writes:
+        with pytest.raises(LeaseLost):
+            await write
+    assert await ids(store, thread_id) == ["item_0"]
+    assert (await store.load_thread(thread_id, alice())).title is None
+
+
+async def test_leases_are_renewed_for_their_holder_only(store: ConversationStore) -> None:
+    first, second = await make_thread(store), await make_thread(store)
+    mine = await store.acquire_lease(first, "holder", alice())
+    await store.acquire_lease(second, "another", alice())
+    assert await store.renew_leases("holder") == {mine}
+
+
+async def test_the_first_checkpoint_settles_an_items_place(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    turn = await leased(store, thread_id)
+    await store.save_checkpoints(thread_id, [end("opened first", thread_id)], turn)
+    await store.add_thread_item(thread_id, end("finished first", thread_id), turn)
+    await store.save_checkpoints(thread_id, [end("opened first", thread_id)], turn)
+    await store.add_thread_item(thread_id, end("opened first", thread_id), turn)
+    await store.end_turn(thread_id, [], turn)
+    assert await ids(store, thread_id) == ["opened first", "finished first"]
+
+
+async def test_ending_a_turn_stores_what_was_open_and_forgets_its_checkpoints(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    turn = await leased(store, thread_id)
+    await store.save_checkpoints(thread_id, [end("kept", thread_id), end("dropped", thread_id)], turn)
+    await store.end_turn(thread_id, [end("kept", thread_id)], turn)
+    assert await ids(store, thread_id) == ["kept"]
+    await store.end_turn(thread_id, [], await leased(store, thread_id))
+    assert await ids(store, thread_id) == ["kept"]
+
+
+async def test_a_removed_item_does_not_come_back_from_its_checkpoint(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    turn = await leased(store, thread_id)
+    await store.save_checkpoints(thread_id, [end("removed", thread_id)], turn)
+    await store.delete_thread_item(thread_id, "removed", turn)
+    await expire_leases(store)
+    assert await visible_ids(store, thread_id) == []
+
+
+async def test_what_a_dead_turn_had_shown_is_there_for_whoever_loads_the_thread_next(store: ConversationStore) -> None:
+    for load in (
+        lambda thread: store.load_thread(thread, alice()),
+        lambda thread: store.load_thread_items(thread, None, 9, "asc", alice()),
+        lambda thread: store.acquire_lease(thread, "another", alice()),
+    ):
+        thread_id = await make_thread(store, items=1)
+        turn = await leased(store, thread_id)
+        await store.save_checkpoints(thread_id, [end("shown", thread_id)], turn)
+        await expire_leases(store)
+        await load(thread_id)
+        page = await store.load_thread_items(thread_id, None, 9, "asc", alice())
+        assert [item.id for item in page.data[:2]] == ["item_0", "shown"]
+        assert isinstance(page.data[2], SDKHiddenContextItem)
+        assert page.data[2].content == STOPPED
+        with pytest.raises(LeaseLost):
+            await store.add_thread_item(thread_id, end("late", thread_id), turn)
+
+
+async def test_a_lease_from_before_the_clock_was_set_back_does_not_block_a_thread(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    await leased(store, thread_id)
+    await expire_leases(store, seconds=3600)
+    await leased(store, thread_id)
+
+
+async def visible_ids(store: ConversationStore, thread_id: str) -> list[str]:
+    page = await store.load_thread_items(thread_id, None, 100, "asc", alice(), hidden=False)
+    return [item.id for item in page.data]
+
+
+async def expire_leases(store: Any, seconds: float = -1) -> None:
+    """Move the end of all leases to so many seconds from now, in place of waiting."""
+    now = "((julianday('now') - 2440587.5) * 86400.0)"
+    await store._write(lambda db: db.execute(f"UPDATE leases SET expires_at = {now} + {seconds}"))
+
+
+# --- feedback and attachments -------------------------------------------------------------------------------------
+
+
+async def test_feedback_is_for_items_of_the_thread_all_or_none(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=2)
+    await store.save_feedback(thread_id, ["item_0", "item_1", "item_0"], "positive", alice())
+    await store.save_feedback(thread_id, ["item_0"], "negative", alice())
+    with pytest.raises(NotFoundError):
+        await store.save_feedback(thread_id, ["item_1", "nothing"], "negative", alice())
+
+
+async def test_an_attachment_comes_back_as_it_was_saved(store: ConversationStore) -> None:
+    attachment = FileAttachment(id="atc_1", name="ä.txt", mime_type="text/plain", metadata={"a": 1})
+    await store.save_attachment(attachment, alice())
+    assert await store.load_attachment("atc_1", alice()) == attachment
+    await store.delete_attachment("atc_1", alice())
+    with pytest.raises(NotFoundError):
+        await store.load_attachment("atc_1", alice())
+
+
+# --- writes -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_write_that_was_begun_ends_although_its_caller_was_cancelled(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    writing = asyncio.create_task(store.add_thread_item(thread_id, end("i", thread_id), alice()))
+    await asyncio.sleep(0)
+    writing.cancel()
+    await asyncio.wait({writing})
+    assert writing.cancelled()
+    await store.add_thread_item(thread_id, end("j", thread_id), alice())
+    assert await ids(store, thread_id) == ["i", "j"]
+
+
+async def test_a_write_that_is_refused_undoes_none_of_those_around_it(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    writes = [
+        store.add_thread_item(thread_id if number % 2 else "thr_none", end(f"i{number}", thread_id), alice())
+        for number in range(10)
+    ]
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(result) for result in results] == [NotFoundError, type(None)] * 5
+    assert await ids(store, thread_id) == ["i1", "i3", "i5", "i7", "i9"]
+
+
+async def test_what_was_written_is_there_after_the_store_was_opened_again(database: str) -> None:
+    async with open_store(database) as store:
+        thread_id = await make_thread(store, items=2)
+    async with open_store(database) as store:
+        assert await ids(store, thread_id) == ["item_0", "item_1"]
+
+
+async def test_stores_that_open_one_new_database_at_once_take_turns(database: str) -> None:
+    async def use() -> str:
+        async with open_store(database) as store:
+            return await make_thread(store)
+
+    made = await asyncio.gather(*[use() for _ in range(8)])
+    async with open_store(database) as store:
+        assert len((await store.load_threads(100, None, "desc", alice())).data) == len(made)
+
+
+async def test_an_item_that_this_release_cannot_read_hides_itself_and_nothing_else(store: Any) -> None:
+    thread_id = await make_thread(store, items=3)
+    body = f'{{"id": "item_1", "thread_id": "{thread_id}", "created_at": "2030-01-01T00:00:00Z", "type": "hologram"}}'
+    await store._write(lambda db: db.execute("UPDATE items SET body = ? WHERE id = 'item_1'", (body,)))
+    page = await store.load_thread_items(thread_id, None, 9, "asc", alice())
+    assert [type(item) for item in page.data] == [EndOfTurnItem, HiddenContextItem, EndOfTurnItem]
