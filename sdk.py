@@ -36,7 +36,7 @@ def _bad_request(error: ValidationError) -> Refused:
     match problem["type"]:
         case "json_invalid":
             return Refused("bad_json", "The body is not JSON.")
-        case "union_tag_invalid" | "union_tag_not_found" | "model_attributes_type":
+        case "union_tag_invalid" | "union_tag_not_found" | "dict_type" if not problem["loc"]:
             return Refused("unknown_operation", "The body needs a `type` that names a ChatKit operation.")
     where = ".".join(str(step) for step in problem["loc"][1:])
     return Refused("bad_params", f"{where}: {problem['msg']}."[:300])

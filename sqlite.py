@@ -47,7 +47,11 @@ class SQLiteFile:
                 await file._settle()
 
     async def read(self, read: Work[T]) -> T:
-        """Return what the function reads."""
+        """Return what the function reads.
+
+        It fetches all rows before it looks at them: where it raised between two, the traceback would keep the cursor,
+        and with it this connection's view of the file, from moving on.
+        """
         return await _on_thread(self._reader, read)
 
     async def write(self, write: Work[T]) -> T:

@@ -209,7 +209,7 @@ class SQLiteStore(ConversationStore):
                 "SELECT activity, id, created_at, title, status, allowed_image_domains, metadata FROM threads"
                 f" WHERE user_id = :user_id {seek} ORDER BY activity {direction} LIMIT :limit",
                 values,
-            )
+            ).fetchall()
             return [(row[0], read_thread(*row[1:])) for row in rows]
 
         return page(await self._read(read), limit)
@@ -252,7 +252,7 @@ class SQLiteStore(ConversationStore):
                 f"SELECT seq, body FROM items WHERE thread_id = :thread_id AND user_id = :user_id {seek} {visible}"
                 f" ORDER BY seq {direction} LIMIT :limit",
                 values,
-            )
+            ).fetchall()
             return [(seq, read_item(body)) for seq, body in rows]
 
         return page(await self._read_thread(thread_id, context, read), limit)

@@ -570,3 +570,14 @@ async def test_an_item_that_this_release_cannot_read_hides_itself_and_nothing_el
     await store._write(lambda db: db.execute("UPDATE items SET body = ? WHERE id = 'item_1'", (body,)))
     page = await store.load_thread_items(thread_id, None, 9, "asc", alice())
     assert [type(item) for item in page.data] == [EndOfTurnItem, HiddenContextItem, EndOfTurnItem]
+
+
+async def test_a_row_that_cannot_be_read_does_not_hold_up_what_others_read(store: Any) -> None:
+    broken, caught = await make_thread(store, items=3), []
+    await store._write(lambda db: db.execute("UPDATE items SET body = '[]'"))
+    try:
+        await store.load_thread_items(broken, None, 9, "asc", alice())
+    except ValueError as error:
+        caught.append(error)  # as a logger does that keeps the traceback
+    assert caught
+    await store.load_thread(await make_thread(store), alice())
