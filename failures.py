@@ -91,6 +91,8 @@ def words_for(error: Exception) -> ErrorEvent:
     if (code := _code(error)) in CODES:
         message, allow_retry = CODES[code]
         return ErrorEvent(message=message, allow_retry=allow_retry)
+    if isinstance(error, UserError) and error.__cause__ is not None:  # as the Agents SDK (0.24) wraps a tool's own
+        return ErrorEvent(message="A tool of the agent failed. Try again.", allow_retry=True)
     for kinds, message, allow_retry in KINDS:
         if isinstance(error, kinds):
             return ErrorEvent(message=message, allow_retry=allow_retry)
@@ -108,28 +110,30 @@ def _code(error: Exception) -> str:
 
 def log_failure(log: logging.Logger, what: str, error: BaseException) -> None:
     """Log a failure once, with where it happened and none of its text: that may quote what a user wrote."""
-    log.error("%s: %s%s", what, describe(error), _frames(error), extra={"error": type(error).__name__})
+    log.error("%s: %s%s", what, describe(error), _frames(error))
 
 
 def describe(error: BaseException) -> str:
     """Return the error's kind, with what is known to carry no user's words: codes, and the database's own text."""
-    name = type(error).__name__
     match error:
         case openai.APIStatusError():
             details = [str(error.status_code), error.code, error.type, error.param, error.request_id]
         case openai.APIError():
-            details = [error.code, error.type, describe(error.__cause__) if error.__cause__ else None]
+            details = [error.code, error.type]
         case ModelBehaviorError():
             details = [_code(error)]
         case StoreUnavailable() | sqlite3.Error() | OSError():
             details = [str(error)]
         case _:
             details = []
-    return " ".join([name, *(str(each) for each in details if each)])
+    cause = [f"from {describe(error.__cause__)}"] if error.__cause__ else []
+    return " ".join([type(error).__name__, *(str(each) for each in details if each), *cause])
 
 
 def _frames(error: BaseException) -> str:
     if isinstance(error, openai.APIError | StoreUnavailable | CustomStreamError | asyncio.CancelledError):
         return ""
-    lines = [f"  {each.filename}:{each.lineno} in {each.name}" for each in traceback.extract_tb(error.__traceback__)]
-    return "\n" + "\n".join(lines[-20:])
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)[-10:]
+    return "".join(f"\n  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames)

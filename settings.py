@@ -186,7 +186,7 @@ class Settings:
                     values[each.name] = each.metadata["read"](given[name])
                 except ValueError as error:
                     problems.append(f"{name} {error}.")
-        problems += _contradictions(values)
+        problems += _contradictions(given, values)
         if problems:
             raise SettingsError(problems)
         return cls(**values)
@@ -207,11 +207,11 @@ def _take_secret_files(given: dict[str, str], problems: list[str]) -> None:
                 problems.append(f"{name}_FILE must name a readable text file: {path}.")
 
 
-def _contradictions(values: dict[str, Any]) -> list[str]:
+def _contradictions(given: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
     problems = []
-    if values.get("jwks_url") and not values.get("jwt_issuer"):
+    if "JWKS_URL" in given and "JWT_ISSUER" not in given:
         problems.append("JWT_ISSUER must be set with JWKS_URL: the `iss` that tokens carry.")
-    if values.get("jwt_issuer") and not values.get("jwks_url"):
+    if "JWT_ISSUER" in given and "JWKS_URL" not in given:
         problems.append("JWKS_URL must be set with JWT_ISSUER: without it no token would be checked.")
     if values.get("mcp_forward_auth"):
         for url in values.get("mcp_server_url", ()):

@@ -19,10 +19,11 @@ from service import serving
 
 @dataclass(frozen=True)
 class Say:
-    """Stream this text, a delta for each word, `gap` seconds apart."""
+    """Stream this text, a delta for each word, `gap` seconds apart; where it `breaks`, cut the connection inside."""
 
     text: str
     gap: float = 0.0
+    breaks: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,10 @@ class StandIn:
                     case Garbage():
                         yield b"data: {this is no JSON\n\n"
                         return
-                    case Say(gap=gap):
+                    case Say(gap=gap, breaks=breaks):
                         for chunk in wire.step(step):
+                            if breaks and b'"response.output_text.done"' in chunk:
+                                raise ConnectionResetError
                             yield chunk
                             if gap:
                                 await asyncio.sleep(gap)

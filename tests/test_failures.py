@@ -1,0 +1,119 @@
+"""When the model fails: words for the user, a reason in the log, and nothing lost of what was shown."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from conftest import probing
+from service import Client, errors_of, fold, service, text_of, thread_of
+from standin import Break, Call, Fail, FailLater, Garbage, Refuse, Say, StandIn, Step
+
+BEFORE_A_WORD: dict[str, tuple[Step, str, bool, str]] = {
+    "a refused key": (Fail(401, "invalid_api_key"), "refuses this service's key", False, "401 invalid_api_key"),
+    "a forbidden model": (Fail(403), "refuses this service's key", False, "PermissionDeniedError 403"),
+    "an unknown model": (Fail(404, "model_not_found"), "does not exist", False, "404 model_not_found"),
+    "a busy provider": (Fail(429, "rate_limit_exceeded"), "is busy", True, "429 rate_limit_exceeded"),
+    "a used-up budget": (Fail(429, "insufficient_quota"), "budget", False, "429 insufficient_quota"),
+    "a conversation too long": (Fail(400, "context_length_exceeded"), "too long", False, "context_length_exceeded"),
+    "a request that is refused": (Fail(400, "invalid_value"), "could not read", False, "400 invalid_value"),
+    "a broken provider": (Fail(503), "has a problem", True, "InternalServerError 503"),
+    "a connection that breaks": (Break(), "connection to the model failed", True, ""),
+    "garbage": (Garbage(), "", True, ""),
+    "an error event": (FailLater("server_error"), "could not be read", True, "ModelBehaviorError"),
+    "a late context error": (FailLater("context_length_exceeded"), "too long", False, "context_length_exceeded"),
+    "a tool that does not exist": (Call("no_such_tool"), "could not be read", True, "ModelBehaviorError"),
+    "a tool that fails": (Call("explode"), "A tool of the agent failed", True, "RuntimeError"),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_A_WORD)
+def test_a_failure_tells_the_user_what_to_do_and_the_log_why(
+    client: Client, model: StandIn, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    step, words, allow_retry, reason = BEFORE_A_WORD[case]
+    model.will(step)
+    model.otherwise = [step]
+    events = client.create("SENTINEL question")
+    [error] = errors_of(events)
+    assert words in error["message"]
+    assert error["allow_retry"] is allow_retry
+    assert "provider's own words" not in str(events)
+    records = [record for record in caplog.records if record.name == "service.turns"]
+    assert len(records) == 1
+    assert reason in records[0].getMessage()
+    assert "SENTINEL" not in caplog.text
+    assert client.items(thread_of(events)) == fold(events)
+
+
+@pytest.mark.parametrize("step", [Break(), Garbage(), FailLater("server_error"), Call("explode")])
+def test_what_was_said_before_a_failure_is_kept(client: Client, model: StandIn, step: Step) -> None:
+    model.will(Say("What you have read already"), step)
+    events = client.create("Begin")
+    assert len(errors_of(events)) == 1
+    stored = client.items(thread_of(events))
+    assert text_of(stored[1]) == "What you have read already"
+    assert stored == fold(events)
+
+
+def test_an_answer_that_breaks_off_in_the_middle_of_a_text_is_finished_as_far_as_it_came(
+    client: Client, model: StandIn
+) -> None:
+    model.will(Say("Half an answer", breaks=True))
+    events = client.create("Begin")
+    stored = client.items(thread_of(events))
+    assert text_of(stored[1]).startswith("Half an")
+    assert stored == fold(events)
+    model.will(Say("A whole answer."))
+    assert not errors_of(client.say(thread_of(events), "Go on"))
+
+
+def test_a_retry_after_a_failure_answers(client: Client, model: StandIn) -> None:
+    model.will(Fail(500))
+    events = client.create("Hello")
+    [error], said = errors_of(events), fold(events)[0]
+    assert error["allow_retry"]
+    again = client.stream("threads.retry_after_item", {"thread_id": thread_of(events), "item_id": said["id"]})
+    assert not errors_of(again)
+
+
+def test_a_refusal_of_the_model_is_an_answer_and_no_error(client: Client, model: StandIn) -> None:
+    model.will(Refuse("I had rather not."))
+    events = client.create("Do something bad")
+    assert not errors_of(events)
+    assert text_of(client.items(thread_of(events))[1]) == "I had rather not."
+
+
+def test_too_many_rounds_are_stopped_with_words(client: Client, model: StandIn) -> None:
+    model.otherwise = [Call("look_up", {"word": "again"})]
+    [error] = errors_of(client.create("Go round in circles"))
+    assert "more steps" in error["message"]
+
+
+def test_a_server_that_does_not_listen_is_said_to_be_unreachable(tmp_path: Path) -> None:
+    environ = {"DATABASE_URL": f"sqlite:///{tmp_path}/db", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    with service(**environ) as client:
+        [error] = errors_of(client.create("Is anybody there?"))
+    assert "connection to the model failed" in error["message"]
+    assert error["allow_retry"]
+
+
+@pytest.mark.parametrize("api", ["responses", "chat_completions"])
+def test_both_apis_fail_in_the_same_words(tmp_path: Path, model: StandIn, api: str) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
+        model.will(Fail(401, "invalid_api_key"))
+        [error] = errors_of(client.create("Hello"))
+        assert "refuses this service's key" in error["message"]
+        model.will(Refuse("I had rather not."))
+        events = client.create("Do something bad")
+        assert "I had rather not." in text_of(client.items(thread_of(events))[1])
+
+
+def test_the_debug_log_too_holds_nobodys_words(
+    tmp_path: Path, model: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "service")
+    with service(**probing(model, tmp_path / "chatkit.db", LOG_LEVEL="DEBUG")) as client:
+        model.will(Call("look_up", {"word": "SENTINEL"}))
+        client.create("SENTINEL question")
+    assert "SENTINEL" not in "".join(record.getMessage() for record in caplog.records if record.name != "aiosqlite")

@@ -1,0 +1,144 @@
+"""Each gap of the SDKs that this service closes: undo the closing, and its test here fails."""
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+
+import chatkit.agents
+import chatkit.server
+import pytest
+from agents import set_trace_processors
+from chatkit.types import ChatKitReq
+from pydantic import TypeAdapter
+
+import sdk
+from conftest import probing
+from service import Client, errors_of, eventually, fold, message, service, text_of, thread_of
+from standin import Call, Reason, Say, StandIn
+
+
+def test_a_request_is_read_with_an_adapter_that_was_made_once() -> None:
+    body = b'{"type": "threads.list", "params": {}}'
+    began = time.perf_counter()
+    TypeAdapter[ChatKitReq](ChatKitReq)
+    making = time.perf_counter() - began
+    began = time.perf_counter()
+    for _ in range(10):
+        sdk.parse_request(body)
+    assert (time.perf_counter() - began) / 10 < making / 10
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_merge_leaves_no_task_behind() -> None:
+    async def endless():
+        yield "first"
+        await asyncio.sleep(3600)
+
+    async def read() -> None:
+        queue = chatkit.agents._AsyncQueueIterator(asyncio.Queue())
+        async for _ in chatkit.agents._merge_generators(endless(), queue):
+            pass
+
+    before = asyncio.all_tasks()
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0.05)
+    reading.cancel()
+    await asyncio.wait({reading})
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.anyio
+async def test_a_merge_keeps_the_order_and_raises_what_a_source_raises() -> None:
+    queue: asyncio.Queue = asyncio.Queue()
+
+    async def run():
+        yield 1
+        queue.put_nowait("streamed by a tool")
+        yield 2
+        raise RuntimeError("the run failed")
+
+    merged = chatkit.agents._merge_generators(run(), chatkit.agents._AsyncQueueIterator(queue))
+    seen = [getattr(await anext(merged), "event", each) for each in (1, None, 2)]
+    with pytest.raises(RuntimeError, match="the run failed"):
+        await anext(merged)
+    assert seen == [1, "streamed by a tool", 2]
+
+
+def test_the_sdks_own_stamps_are_aware() -> None:
+    for module in (chatkit.server, chatkit.agents):
+        assert module.datetime.now().utcoffset() == timedelta(0)
+        assert abs(module.datetime.now() - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+def test_a_stored_workflow_can_be_continued(client: Client, model: StandIn) -> None:
+    model.will(Call("work"), Call("pick_file", call_id="call_2"))
+    events = client.create("Work, then ask")
+    assert fold(events)[-1]["type"] == "client_tool_call"
+    model.will(Reason("I go on."), Say("Done."))
+    answer = client.stream("threads.add_client_tool_output", {"thread_id": thread_of(events), "result": 1})
+    assert not errors_of(answer)
+
+
+@pytest.mark.parametrize("api", ["responses", "chat_completions"])
+def test_every_answer_keeps_its_own_id_although_the_model_repeats_its_ids(tmp_path, model: StandIn, api: str) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
+        model.will(Say("First."))
+        thread = thread_of(client.create("One"))
+        for text in ("Second.", "Third."):
+            model.will(Say(text))
+            assert not errors_of(client.say(thread))
+        stored = client.items(thread)
+        assert [text_of(item) for item in stored[1::2]] == ["First.", "Second.", "Third."]
+        assert len({item["id"] for item in stored}) == 6
+        assert all(len(item["id"]) == len("msg_") + 32 for item in stored)
+
+
+@pytest.mark.parametrize("api", ["responses", "chat_completions"])
+def test_client_tool_calls_keep_their_own_ids_too(tmp_path, model: StandIn, api: str) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
+        thread, made = "", []
+        for _ in range(2):
+            model.will(Call("pick_file"))
+            events = client.say(thread) if thread else client.create("Pick")
+            thread = thread_of(events)
+            made.append(fold(events)[-1])
+            client.stream("threads.add_client_tool_output", {"thread_id": thread, "result": 1})
+        assert made[0]["id"] != made[1]["id"]
+        assert [item["status"] for item in client.items(thread) if item["type"] == "client_tool_call"] == [
+            "completed",
+            "completed",
+        ]
+
+
+def test_openai_keeps_no_answers_and_gets_no_traces_unless_asked(client: Client, model: StandIn) -> None:
+    traces: list = []
+
+    class Recorder:
+        def on_trace_start(self, trace) -> None:
+            traces.append(trace)
+
+        on_trace_end = on_span_start = on_span_end = lambda self, span: None
+        shutdown = force_flush = lambda self: None
+
+    set_trace_processors([Recorder()])
+    client.create("Keep this to yourself")
+    assert model.asked[-1].body["store"] is False
+    assert traces == []
+
+
+def test_a_stopped_run_is_cut_off_at_the_model(client: Client, model: StandIn) -> None:
+    model.will(Say("word " * 1000, gap=0.02))
+    with client.streaming("threads.create", {"input": message("Talk")}) as events:
+        for event in events:
+            if event["type"] == "thread.item.updated":
+                break
+    eventually(lambda: model.asked[-1].ended == "cut")
+
+
+def test_an_answer_that_is_guarded_away_is_removed_and_stays_removed(client: Client, model: StandIn) -> None:
+    events = client.create("Something forbidden")
+    [error] = errors_of(events)
+    assert error["allow_retry"] is False
+    assert "safety" in error["message"]
+    assert [item["type"] for item in client.items(thread_of(events))] == ["user_message"]
+    assert client.items(thread_of(events)) == fold(events)

@@ -1,0 +1,100 @@
+"""The settings: read once, typed, and every problem named at once."""
+
+from pathlib import Path
+
+import pytest
+
+from settings import Settings, SettingsError, load_environ
+
+
+def problems(**environ: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environ(environ)
+    return caught.value.problems
+
+
+def test_nothing_needs_to_be_set() -> None:
+    settings = Settings.from_environ({})
+    assert (settings.host, settings.port, settings.offline) == ("127.0.0.1", 8000, True)
+
+
+def test_every_problem_is_named_in_one_message() -> None:
+    found = problems(PORT="http", WORKERS="0", HEARTBEAT_SECONDS="-1", ON_DISCONNECT="stay", OPENAI_STORE="maybe")
+    assert [line.split()[0] for line in found] == [
+        "PORT",
+        "WORKERS",
+        "OPENAI_STORE",
+        "HEARTBEAT_SECONDS",
+        "ON_DISCONNECT",
+    ]
+    assert "PORT must be a whole number from 0 to 65535." in found
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"DATABASE_URL": "mysql://localhost/chat"},
+        {"DATABASE_URL": "sqlite://"},
+        {"DATABASE_URL": "sqlite:///:memory:"},
+        {"TABLE_PREFIX": "bad-prefix; DROP TABLE"},
+        {"JWKS_URL": "ftp://issuer/keys", "JWT_ISSUER": "issuer"},
+        {"OPENAI_API": "assistants"},
+        {"ROOT_PATH": "chat"},
+        {"PORT": "9" * 5000},
+        {"MCP_SERVER_URL": "https://tools.example,not an address"},
+        {"LOG_FORMAT": "xml"},
+        {"JWT_ISSUER": "https://issuer.example"},
+        {"OPENAI_API_KEY_FILE": "/nowhere/key"},
+        {"MCP_SERVER_URL": "http://tools.example/mcp", "MCP_FORWARD_AUTH": "1"},
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused(environ: dict[str, str]) -> None:
+    [problem] = problems(**environ)
+    assert problem.endswith(".")
+
+
+def test_a_key_set_needs_an_issuer() -> None:
+    [problem] = problems(JWKS_URL="https://issuer.example/jwks")
+    assert problem.startswith("JWT_ISSUER must be set")
+
+
+def test_better_auths_own_names_are_enough() -> None:
+    settings = Settings.from_environ(
+        {"BETTER_AUTH_JWKS_URL": "http://localhost:3000/api/auth/jwks", "BETTER_AUTH_ISSUER": "http://localhost:3000"}
+    )
+    assert settings.jwks_url == "http://localhost:3000/api/auth/jwks"
+    assert settings.jwt_issuer == "http://localhost:3000"
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    assert Settings.from_environ({"PORT": "", "OPENAI_API_KEY": " "}) == Settings()
+
+
+def test_a_secret_may_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-from-a-file\n")
+    settings = Settings.from_environ({"OPENAI_API_KEY_FILE": str(tmp_path / "key")})
+    assert settings.openai_api_key == "sk-from-a-file"
+
+
+def test_secrets_do_not_show_when_settings_are_printed() -> None:
+    environ = {"OPENAI_API_KEY": "sk-secret", "DATABASE_URL": "postgresql://user:secret@host/db"}
+    assert "secret" not in repr(Settings.from_environ(environ))
+
+
+def test_the_environment_wins_over_the_file_and_the_openai_sdk_sees_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORT", "9000")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("TOUCHED_BY_THE_FILE", "")
+    (tmp_path / ".env").write_text(
+        "# a comment\n\nPORT=1\nexport OPENAI_API_KEY = 'sk-quoted # not a comment'  \nAGENT=mine # a comment\n"
+    )
+    environ = load_environ(tmp_path / ".env")
+    try:
+        settings = Settings.from_environ(environ)
+        assert (settings.port, settings.agent) == (9000, "mine")
+        assert environ["OPENAI_API_KEY"] == "sk-quoted # not a comment"
+    finally:
+        monkeypatch.delenv("OPENAI_API_KEY")
+        monkeypatch.delenv("AGENT")
