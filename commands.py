@@ -54,7 +54,7 @@ def serve(settings: Settings, *, reload: bool) -> int:
     AgentModule.load(settings.agent)
     asyncio.run(_open_and_close(settings))
     _raise_descriptor_limit()
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     config = uvicorn.Config(
@@ -99,7 +99,7 @@ def _require_login_beyond_loopback(settings: Settings) -> None:
         )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Return the listening socket; uvicorn 0.54 leaves TCP_NODELAY off on the connections of one that it is given."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -107,6 +107,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((host, port))
+        listener.listen(2048)  # who connects while the service starts waits, and is not refused
     except OSError as error:
         raise SettingsError([f"HOST={host} and PORT={port} cannot be listened on: {error.strerror}."]) from error
     listener.set_inheritable(True)

@@ -244,7 +244,7 @@ def process(directory: Path, *arguments: str, **environ: str) -> Iterator[Proces
             stderr=stderr,
         )
     try:
-        url = eventually(lambda: _address(started, log, begin), 30, "the start of the service")
+        url = eventually(lambda: address(started, log, begin), 30, "the start of the service")
         with closing(Process(started, log, url)) as running:
             eventually(lambda: _is_up(running), 30, "the readiness of the service")
             yield running
@@ -254,7 +254,7 @@ def process(directory: Path, *arguments: str, **environ: str) -> Iterator[Proces
         started.wait()
 
 
-def _address(process: subprocess.Popen[bytes], log: Path, begin: int) -> str | None:
+def address(process: subprocess.Popen[bytes], log: Path, begin: int) -> str | None:
     text = log.read_bytes()[begin:].decode()
     assert process.poll() is None, f"the service ended:\n{text}"
     found = re.search(r"listening on (http://\S+)", text)

@@ -1,0 +1,70 @@
+"""Runs the whole suite from a fresh clone: `python3 tests/run.py [--newest] [pytest's arguments]`.
+
+It makes a virtual environment and installs the locked packages, and, where it is root on a Debian system, what the
+tests need of the system; elsewhere it names that and fails. With `--newest` the packages are the newest releases that
+pyproject.toml allows, in an environment of their own, to see drift coming.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SYSTEM: dict[str, str] = {}
+"""Programs that the tests start, and the Debian packages that they come from."""
+
+
+def main(arguments: list[str]) -> int:
+    newest = "--newest" in arguments
+    arguments = [argument for argument in arguments if argument != "--newest"]
+    install_system_packages()
+    python = install_python_packages(newest=newest)
+    return subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT, check=False).returncode
+
+
+def install_python_packages(*, newest: bool) -> Path:
+    """Return the interpreter of an environment that has all the suite needs."""
+    environment = ROOT / (".venv-newest" if newest else ".venv")
+    python = environment / "bin" / "python"
+    if not python.exists():
+        step(f"making {environment.name}")
+        run(sys.executable, "-m", "venv", environment)
+    if newest:
+        step("installing the newest packages that pyproject.toml allows")
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        extras = [name for names in project["optional-dependencies"].values() for name in names]
+        run(python, "-m", "pip", "install", "--quiet", "--upgrade", *project["dependencies"], *extras)
+    else:
+        step("installing the locked packages")
+        run(python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", ROOT / "requirements-dev.lock")
+    return python
+
+
+def install_system_packages() -> None:
+    missing = {program: package for program, package in SYSTEM.items() if not shutil.which(program)}
+    if not missing:
+        return
+    packages = sorted(set(missing.values()))
+    if os.getuid() != 0 or not shutil.which("apt-get"):
+        sys.exit(f"The tests need {', '.join(sorted(missing))}. On Debian: apt-get install {' '.join(packages)}")
+    step(f"installing {' '.join(packages)}")
+    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run("apt-get", "update", "-qq", env=environ)
+    run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages, env=environ)
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
+    if subprocess.run(command, cwd=ROOT, env=env, check=False).returncode:
+        sys.exit(f"This did not work: {' '.join(map(str, command))}")
+
+
+def step(words: str) -> None:
+    print(f"tests: {words} …", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
