@@ -21,8 +21,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from context import LOCAL_USER, RequestContext
-from conversations import StoreUnavailable, ThreadBusy
-from failures import Refused, log_failure
+from conversations import Quota, QuotaExceeded, StoreUnavailable, ThreadBusy
+from failures import Refused, log_failure, quota_words
 from provider import open_provider, run_config
 from server import AgentModule, ChatServer
 from settings import Settings, load_environ
@@ -77,7 +77,14 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 )
             )
             store = await stack.enter_async_context(open_store(settings.database_url, settings.table_prefix))
-            turns = await stack.enter_async_context(Turns.running(store, settings.turn_timeout_seconds))
+            turns = await stack.enter_async_context(
+                Turns.running(
+                    store,
+                    timeout_seconds=settings.turn_timeout_seconds,
+                    quota=Quota(settings.turns_per_minute, settings.concurrent_turns_per_user, settings.tokens_per_day),
+                    max_turns=settings.max_turns,
+                )
+            )
             server = ChatServer(
                 store,
                 turns,
@@ -88,6 +95,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 models=settings.models,
                 history_items=settings.history_items,
                 can_cancel=settings.on_disconnect == "cancel",
+                ask_for_titles=not settings.offline,
             )
             yield {"settings": settings, "store": store, "server": server}
 
@@ -206,6 +214,10 @@ def on_refused(request: Request, error: Any) -> Response:
     return answer(REFUSED_STATUS[error.code], error.code, error.message)
 
 
+def on_quota(request: Request, error: Any) -> Response:
+    return answer(429, "quota", quota_words(error), {"retry-after": str(error.retry_after_seconds)})
+
+
 def on_http_exception(request: Request, error: Any) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
     return answer(error.status_code, code, f"{error.detail}: {request.method} {request.url.path}", error.headers)
@@ -227,6 +239,7 @@ EXCEPTION_HANDLERS: Mapping[Any, Callable[[Request, Any], Response | Awaitable[R
         503, "store_unavailable", "The service cannot reach its database. Try again in a moment.", retry_after="5"
     ),
     ClientDisconnect: fixed(400, "disconnected", "The request broke off."),
+    QuotaExceeded: on_quota,
     HTTPException: on_http_exception,
 }
 

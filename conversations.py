@@ -56,12 +56,45 @@ class ThreadBusy(Exception):
     """Another turn holds the thread's lease."""
 
 
+class QuotaExceeded(Exception):
+    """The user has used up `quota` (a field of `Quota`); it is free again after `retry_after_seconds`."""
+
+    def __init__(self, quota: str, retry_after_seconds: int):
+        super().__init__(quota)
+        self.quota = quota
+        self.retry_after_seconds = retry_after_seconds
+
+
 class LeaseLost(Exception):
     """This turn's lease ran out and somebody else took the thread: it must write no more."""
 
 
 class IncompatibleDatabase(Exception):
     """The database cannot be used by this release. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What one user may use; 0 is no limit. Counted in the store, so that all processes share it."""
+
+    turns_per_minute: int = 0
+    concurrent_turns: int = 0
+    tokens_per_day: int = 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one user used of one model on one day (`YYYY-MM-DD`, UTC)."""
+
+    user_id: str
+    day: str
+    model: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+
+
+NO_QUOTA = Quota()
 
 
 class ConversationStore(Store[RequestContext]):
@@ -99,10 +132,23 @@ class ConversationStore(Store[RequestContext]):
         """Delete all that came after the item, at once."""
 
     @abstractmethod
-    async def acquire_lease(self, thread_id: str, holder: str, context: RequestContext) -> str:
-        """Take the thread for one turn and return the lease, for `RequestContext.lease`; or raise `ThreadBusy`.
+    async def name_thread(self, thread_id: str, title: str, context: RequestContext) -> bool:
+        """Give the thread a title unless it has one; return whether it has this one now."""
 
-        It ends after `LEASE_SECONDS` unless renewed. `holder` names the process, for `renew_leases`.
+    @abstractmethod
+    async def acquire_lease(
+        self,
+        thread_id: str,
+        holder: str,
+        context: RequestContext,
+        *,
+        quota: Quota = NO_QUOTA,
+        new_thread: ThreadMetadata | None = None,
+    ) -> str:
+        """Take the thread for one turn and return the lease, for `RequestContext.lease`.
+
+        It ends after `LEASE_SECONDS` unless renewed. `holder` names the process, for `renew_leases`. A new thread is
+        stored with it, at once. Raises `ThreadBusy`, and `QuotaExceeded` when the turn would pass the user's quota.
         """
 
     @abstractmethod
@@ -125,6 +171,18 @@ class ConversationStore(Store[RequestContext]):
         self, thread_id: str, item_ids: Sequence[str], kind: FeedbackKind, context: RequestContext
     ) -> None:
         """Remember the user's verdict on each item, in place of an earlier one; all of them or none."""
+
+    @abstractmethod
+    async def add_usage(self, usage: Usage, context: RequestContext) -> None:
+        """Add to what `context.user_id` used today; the usage's own user and day are not looked at."""
+
+    @abstractmethod
+    async def load_usage(self) -> list[Usage]:
+        """Return all that was used, for the operator: by day, user and model."""
+
+    @abstractmethod
+    async def load_feedback_counts(self) -> dict[str, tuple[int, int]]:
+        """Return the number of positive and of negative verdicts of each user, for the operator."""
 
     @abstractmethod
     async def ping(self) -> None:

@@ -55,6 +55,8 @@ class DemoProvider(ModelProvider):
 class DemoModel(Model):
     """Answers with a text chosen by the words of the last message."""
 
+    model = "demo"
+
     async def get_response(self, system_instructions: str | None, input: Any, *args: Any, **kwargs: Any) -> Any:
         answer, _ = _answer(input)
         message = _message(answer, "completed")

@@ -20,7 +20,7 @@ from agents.exceptions import (
 from chatkit.errors import CustomStreamError, StreamError
 from chatkit.types import ErrorEvent
 
-from conversations import StoreUnavailable
+from conversations import QuotaExceeded, StoreUnavailable
 
 
 class Refused(Exception):
@@ -81,6 +81,20 @@ KINDS: tuple[tuple[tuple[type[BaseException], ...], str, bool], ...] = (
 """The first kind that fits: words for the user, and whether trying again can help."""
 
 
+QUOTA_WORDS = {
+    "turns_per_minute": "You have sent too many messages in a minute. Try again in {seconds} seconds.",
+    "concurrent_turns": "Too many answers are being written for you at once. Wait until one has ended.",
+    "tokens_per_day": "You have used up what you may use in a day. Try again in {hours} hours.",
+    "max_turns": "The service is busy. Try again in a moment.",
+}
+
+
+def quota_words(error: QuotaExceeded) -> str:
+    """Return which quota is used up, and when to try again."""
+    seconds = error.retry_after_seconds
+    return QUOTA_WORDS[error.quota].format(seconds=seconds, hours=-(-seconds // 3600))
+
+
 def words_for(error: Exception) -> ErrorEvent:
     """Return the event that tells a client of a turn's failure. It holds nothing of the error's own text."""
     match error:
@@ -88,15 +102,21 @@ def words_for(error: Exception) -> ErrorEvent:
             return ErrorEvent(message=error.message, allow_retry=error.allow_retry)
         case StreamError():
             return ErrorEvent(code=error.code, allow_retry=error.allow_retry)
+        case QuotaExceeded():
+            return ErrorEvent(message=quota_words(error))
+    message, allow_retry = _words(error)
+    return ErrorEvent(message=message, allow_retry=allow_retry)
+
+
+def _words(error: Exception) -> tuple[str, bool]:
     if (code := _code(error)) in CODES:
-        message, allow_retry = CODES[code]
-        return ErrorEvent(message=message, allow_retry=allow_retry)
+        return CODES[code]
     if isinstance(error, UserError) and error.__cause__ is not None:  # as the Agents SDK (0.24) wraps a tool's own
-        return ErrorEvent(message="A tool of the agent failed. Try again.", allow_retry=True)
+        return "A tool of the agent failed. Try again.", True
     for kinds, message, allow_retry in KINDS:
         if isinstance(error, kinds):
-            return ErrorEvent(message=message, allow_retry=allow_retry)
-    return ErrorEvent(message="Something went wrong on our side. Try again.", allow_retry=True)
+            return message, allow_retry
+    return "Something went wrong on our side. Try again.", True
 
 
 def _code(error: Exception) -> str:

@@ -1,18 +1,22 @@
 """Thread items as what the model reads."""
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from inspect import isawaitable
 from typing import Any
 
+from agents import StreamEvent
 from agents.items import TResponseInputItem
-from chatkit.agents import ThreadItemConverter
+from chatkit.agents import AgentContext, ThreadItemConverter
 from chatkit.types import (
     AssistantMessageItem,
     Attachment,
+    ClientToolCallItem,
     GeneratedImageItem,
     HiddenContextItem,
     ThreadItem,
+    ThreadItemDoneEvent,
     UserMessageItem,
     UserMessageTagContent,
 )
@@ -21,19 +25,87 @@ from openai.types.responses import ResponseInputContentParam, ResponseInputTextP
 from context import RequestContext
 from conversations import ConversationStore
 
+TOOL = "tool"
+"""The key of a hidden item's content that tells a tool's result from what an agent's author hides."""
+
 DescribeTag = Callable[[UserMessageTagContent, RequestContext], str | Awaitable[str]]
 
 
 async def load_history(
     store: ConversationStore, thread_id: str, most: int, context: RequestContext
 ) -> Sequence[ThreadItem]:
-    """Return the newest items in order, at most `most`, beginning with a user's message where there is one."""
+    """Return the newest items in order, at most `most`, from the beginning of a turn on.
+
+    A turn that is longer than that is cut, but never without the message that it answers. (A call and its output are
+    one item, so that nothing comes between them.)
+    """
     page = await store.load_thread_items(thread_id, None, most, "desc", context)
     items = page.data[::-1]
-    if page.has_more:
-        starts = [place for place, item in enumerate(items) if isinstance(item, UserMessageItem)]
-        items = items[starts[0] :] if starts else items
+    if not page.has_more:
+        return items
+    for place, item in enumerate(items):
+        if isinstance(item, UserMessageItem):
+            return items[place:]
+    while page.has_more:
+        page = await store.load_thread_items(thread_id, page.after, most, "desc", context)
+        for item in page.data:
+            if isinstance(item, UserMessageItem):
+                return [item, *items]
     return items
+
+
+class ToolResults:
+    """A run that stores what its tools return as hidden items, for `stream_agent_response`.
+
+    ChatKit 1.6.5 stores none of it, so that the model would not know in the next turn what it read in this one. A
+    call that the client is to answer is left out: it becomes an item of its own.
+    """
+
+    def __init__(self, run: Any, context: AgentContext[RequestContext]):
+        self._run = run
+        self._context = context
+        self._calls: dict[str, Any] = {}
+        self._last_call = ""
+
+    async def stream_events(self) -> AsyncIterator[StreamEvent]:
+        async for event in self._run.stream_events():
+            if event.type == "run_item_stream_event":
+                await self._note(event.item)
+            yield event
+
+    async def _note(self, item: Any) -> None:
+        raw = item.raw_item
+        if item.type == "tool_call_item":
+            self._last_call = _field(raw, "call_id") or ""
+            self._calls[self._last_call] = raw
+            if _field(raw, "type") == "mcp_call" and _field(raw, "output") is not None:  # the provider called it
+                await self._keep(raw, _field(raw, "output"))
+        elif item.type == "tool_call_output_item" and (call := self._calls.get(_field(raw, "call_id"))) is not None:
+            for_client = self._context.client_tool_call is not None and _field(raw, "call_id") == self._last_call
+            if _field(call, "type") == "function_call" and not for_client:
+                await self._keep(call, _field(raw, "output"))
+
+    async def _keep(self, call: Any, output: Any) -> None:
+        content = {TOOL: _field(call, "name"), "arguments": _field(call, "arguments"), "output": _as_text(output)}
+        item = HiddenContextItem(
+            id=self._context.generate_id("message"),
+            thread_id=self._context.thread.id,
+            created_at=datetime.now(UTC),
+            content=content,
+        )
+        await self._context.stream(ThreadItemDoneEvent(item=item))
+
+
+def _field(raw: Any, name: str) -> Any:
+    return raw.get(name) if isinstance(raw, dict) else getattr(raw, name, None)
+
+
+def _as_text(output: Any) -> str:
+    if isinstance(output, str):
+        return output
+    if isinstance(output, list):
+        return "\n".join(str(_field(part, "text") or f"[{_field(part, 'type')}]") for part in output)
+    return json.dumps(output, ensure_ascii=False, default=str)
 
 
 class HistoryConverter(ThreadItemConverter):
@@ -52,12 +124,29 @@ class HistoryConverter(ThreadItemConverter):
         description = self._describe_tag(tag, self._context)
         return _text(f"@{tag.text}: {await description if isawaitable(description) else description}")
 
+    async def user_message_to_input(
+        self, item: UserMessageItem, is_last_message: bool = True
+    ) -> TResponseInputItem | list[TResponseInputItem] | None:
+        """(ChatKit 1.6.5 forgets what the user quoted as soon as anything follows.)"""
+        return await super().user_message_to_input(item, is_last_message=True)
+
     async def hidden_context_to_input(
         self, item: HiddenContextItem
     ) -> TResponseInputItem | list[TResponseInputItem] | None:
-        if not isinstance(item.content, str):
-            item = item.model_copy(update={"content": json.dumps(item.content, ensure_ascii=False, default=str)})
+        content = item.content
+        if isinstance(content, dict) and TOOL in content:
+            call: Any = {"type": "function_call", "call_id": item.id, "name": content[TOOL]}
+            output: Any = {"type": "function_call_output", "call_id": item.id, "output": content["output"]}
+            return [{**call, "arguments": content["arguments"]}, output]
+        if not isinstance(content, str):
+            item = item.model_copy(update={"content": json.dumps(content, ensure_ascii=False, default=str)})
         return await super().hidden_context_to_input(item)
+
+    async def client_tool_call_to_input(
+        self, item: ClientToolCallItem
+    ) -> TResponseInputItem | list[TResponseInputItem] | None:
+        """The item's id names the call: a model may give the same one twice in a thread."""
+        return await super().client_tool_call_to_input(item.model_copy(update={"call_id": item.id}))
 
     async def generated_image_to_input(
         self, item: GeneratedImageItem

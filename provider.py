@@ -2,11 +2,23 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import httpx2
-from agents import ModelProvider, ModelSettings, OpenAIProvider, RunConfig
+from agents import Agent, ModelProvider, ModelSettings, OpenAIProvider, RunConfig, RunResultStreaming
+from agents.models.default_models import gpt_5_reasoning_settings_required
+from agents.run import CallModelData, ModelInputData
+from chatkit.types import (
+    AssistantMessageContentPartTextDelta,
+    AssistantMessageItem,
+    ThreadItemDoneEvent,
+    ThreadItemUpdatedEvent,
+    ThreadStreamEvent,
+)
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
+from conversations import Usage
 from demo import DemoProvider
 
 KEEPALIVE_SECONDS = 30.0
@@ -41,8 +53,56 @@ def run_config(provider: ModelProvider, *, api: str, store: bool, tracing: bool)
     The Agents SDK (0.24) posts prompts and the provider's key to OpenAI's traces even with another base URL, and
     OpenAI keeps answers: neither happens unless asked for.
     """
+    responses = api == "responses"
     return RunConfig(
         model_provider=provider,
-        model_settings=ModelSettings(store=store) if api == "responses" else ModelSettings(include_usage=True),
+        model_settings=ModelSettings(store=store) if responses else ModelSettings(include_usage=True),
         tracing_disabled=not tracing,
+        call_model_input_filter=_without_lost_reasoning if responses and not store else None,
     )
+
+
+def model_name(agent: Agent[Any], config: RunConfig) -> str:
+    """Return the name of the model that a run with this config asks first."""
+    model = config.model or agent.model
+    if model is None or isinstance(model, str):
+        model = config.model_provider.get_model(model)
+    return str(getattr(model, "model", type(model).__name__))
+
+
+def with_reasoning_kept(config: RunConfig, model: str) -> RunConfig:
+    """Return the config that has a reasoning model hand its thoughts over, sealed, where OpenAI does not keep them.
+
+    Without them it would think anew after each tool call. Other models refuse to be asked.
+    """
+    if config.call_model_input_filter is None or not gpt_5_reasoning_settings_required(model):
+        return config
+    settings = ModelSettings(response_include=["reasoning.encrypted_content"])
+    return replace(config, model_settings=(config.model_settings or ModelSettings()).resolve(settings))
+
+
+def _without_lost_reasoning(data: CallModelData[Any]) -> ModelInputData:
+    """Leave out reasoning that names what OpenAI does not keep: it would refuse the whole request."""
+    kept = [item for item in data.model_data.input if item.get("type") != "reasoning" or item.get("encrypted_content")]
+    return ModelInputData(input=kept, instructions=data.model_data.instructions)
+
+
+def usage_of(run: RunResultStreaming, model: str, letters: int) -> Usage:
+    """Return what the run used as the model's server counted it; estimated at four letters a token where it did not.
+
+    A response that was cut off is not counted by anybody. User and day are the store's to know.
+    """
+    used = run.context_wrapper.usage
+    if used.total_tokens:
+        return Usage("", "", model, used.requests, used.input_tokens, used.output_tokens)
+    return Usage("", "", model, max(1, used.requests), len(str(run.input)) // 4, letters // 4)
+
+
+def letters_in(event: ThreadStreamEvent) -> int:
+    """Return the length of what the event adds to an answer's text."""
+    match event:
+        case ThreadItemUpdatedEvent(update=AssistantMessageContentPartTextDelta(delta=delta)):
+            return len(delta)
+        case ThreadItemDoneEvent(item=AssistantMessageItem(content=content)):
+            return 1 if any(part.text for part in content) else 0
+    return 0

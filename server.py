@@ -3,13 +3,14 @@
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from inspect import isawaitable
 from typing import Any, Self
 
-from agents import Agent, RunConfig, Runner
+from agents import Agent, ModelSettings, RunConfig, RunContextWrapper, Runner
 from agents.exceptions import ModelRefusalError
 from chatkit.actions import Action
 from chatkit.agents import AgentContext, stream_agent_response
@@ -32,6 +33,7 @@ from chatkit.types import (
     Thread,
     ThreadCreatedEvent,
     ThreadCustomActionParams,
+    ThreadItem,
     ThreadItemDoneEvent,
     ThreadItemReplacedEvent,
     ThreadMetadata,
@@ -51,10 +53,12 @@ from chatkit.types import (
 )
 
 from context import RequestContext
-from conversations import ConversationStore, ThreadBusy, is_hidden
+from conversations import ConversationStore, QuotaExceeded, StoreUnavailable, ThreadBusy, Usage, is_hidden
 from failures import Refused, log_failure, words_for
-from history import DescribeTag, HistoryConverter, load_history
+from history import DescribeTag, HistoryConverter, ToolResults, load_history
+from provider import letters_in, model_name, usage_of, with_reasoning_kept
 from sdk import OwnIds, encode, parse_request, with_streamed
+from titles import title_by_model, title_by_words
 from turns import Events, Turns, thread_response
 
 log = logging.getLogger("service.server")
@@ -112,6 +116,7 @@ class ChatServer(ChatKitServer[RequestContext]):
         models: tuple[str, ...] = (),
         history_items: int = 100,
         can_cancel: bool = True,
+        ask_for_titles: bool = False,
     ):
         super().__init__(store)
         self._turns = turns
@@ -120,6 +125,7 @@ class ChatServer(ChatKitServer[RequestContext]):
         self._models = models
         self._history_items = history_items
         self._can_cancel = can_cancel
+        self._ask_for_titles = ask_for_titles
 
     async def process(
         self, request: str | bytes | bytearray, context: RequestContext
@@ -132,7 +138,7 @@ class ChatServer(ChatKitServer[RequestContext]):
         except (Refused, NotFoundError, ThreadBusy):
             raise
         except Exception as error:
-            if not isinstance(error, CustomStreamError):
+            if not isinstance(error, CustomStreamError | QuotaExceeded):
                 log_failure(log, f"{parsed.type} could not begin", error)
             return _error_result(error)
 
@@ -143,24 +149,17 @@ class ChatServer(ChatKitServer[RequestContext]):
             self._check_model(request.params.input)
         if isinstance(request, ThreadsCreateReq):
             return await self._open_thread(request.params.input, context)
-        thread_id = request.params.thread_id
-        context = await self._turns.lease(thread_id, context)
-        try:
-            thread = await self.store.load_thread(thread_id, context)
+        async with self._turns.opening(request.params.thread_id, context) as leased:
+            thread = await self.store.load_thread(request.params.thread_id, leased)
             _require_active(thread)
-            events = await self._prepare(request, thread, context)
-        except BaseException:
-            await self._turns.give_back(thread_id, context)
-            raise
-        return self._turns.start(thread, context, events)
+            return self._turns.start(thread, leased, await self._prepare(request, thread, leased))
 
     async def _open_thread(self, message_input: UserMessageInput, context: RequestContext) -> StreamingResult:
         thread = ThreadMetadata(id=self.store.generate_thread_id(context), created_at=datetime.now(UTC))
         message = await self._build_user_message_item(message_input, thread, context)
-        await self.store.save_thread(thread, context)
-        context = await self._turns.lease(thread.id, context)
-        created = ThreadCreatedEvent(thread=thread_response(thread))
-        return self._turns.start(thread, context, self._answer_message(thread, message, context, created))
+        async with self._turns.opening(thread.id, context, new_thread=thread) as leased:
+            created = ThreadCreatedEvent(thread=thread_response(thread))
+            return self._turns.start(thread, leased, self._answer_message(thread, message, leased, created))
 
     async def _prepare(self, request: OnThread, thread: ThreadMetadata, context: RequestContext) -> Events:
         """Check all that the request asks for, and return the events that answer it; nothing is written yet."""
@@ -196,6 +195,8 @@ class ChatServer(ChatKitServer[RequestContext]):
         for attachment in message.attachments:  # they have a thread from now on
             await self.store.save_attachment(attachment, context)
         yield ThreadItemDoneEvent(item=message)
+        if thread.title is None:
+            self._turns.beside(self._name_thread(thread.id, message, context))
         async for event in self._answer(thread, message, context):
             yield event
 
@@ -245,31 +246,70 @@ class ChatServer(ChatKitServer[RequestContext]):
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: RequestContext
     ) -> AsyncIterator[ThreadStreamEvent]:
         agent_context = self._agent_context(thread, context)
-        agent = self._agent.create_agent(context)
+        agent = await self._make_agent(context)
         items = await load_history(self.store, thread.id, self._history_items, context)
-        converter = HistoryConverter(context, self._agent.describe_tag)
-        run = Runner.run_streamed(
-            await agent if isawaitable(agent) else agent,
-            await converter.to_agent_input(items),
-            context=agent_context,
-            run_config=self._config_for(input_user_message),
-        )
-        said = False
+        config = await self._config_for(agent, agent_context, items, input_user_message)
+        model_input = await HistoryConverter(context, self._agent.describe_tag).to_agent_input(items)
+        run = Runner.run_streamed(agent, model_input, context=agent_context, run_config=config)
+        letters = 0
         try:
-            async for event in stream_agent_response(agent_context, OwnIds(run)):  # type: ignore[arg-type]
+            results = ToolResults(OwnIds(run), agent_context)
+            async for event in stream_agent_response(agent_context, results):  # type: ignore[arg-type]
                 yield event
-                said = said or (event.type == "thread.item.done" and event.item.type == "assistant_message")
+                letters += letters_in(event)
         except ModelRefusalError:
-            if not said:  # else the user has read the refusal already
+            if not letters:  # else the user has read the refusal already
                 raise
         finally:
             run.cancel()  # without it the model would run to its end after a Stop
             if run.run_loop_task is not None:
                 await asyncio.wait({run.run_loop_task})
+            await self._add_usage(usage_of(run, model_name(agent, config), letters), context)
 
-    def _config_for(self, message: UserMessageItem | None) -> RunConfig:
-        chosen = message.inference_options.model if message else None
-        return replace(self._run_config, model=chosen) if chosen in self._models else self._run_config
+    async def _add_usage(self, usage: Usage, context: RequestContext) -> None:
+        try:
+            await self.store.add_usage(usage, context)
+        except StoreUnavailable as error:
+            log_failure(log, "a turn's usage could not be stored", error)
+
+    async def _make_agent(self, context: RequestContext) -> Agent[Any]:
+        agent = self._agent.create_agent(context)
+        return await agent if isawaitable(agent) else agent
+
+    async def _config_for(
+        self,
+        agent: Agent[Any],
+        agent_context: AgentContext[RequestContext],
+        items: Sequence[ThreadItem],
+        message: UserMessageItem | None,
+    ) -> RunConfig:
+        """Return the run's config with what the user chose: the model for the whole turn, the tool for its beginning.
+
+        A turn that goes on after a tool's output or an answered form has the choices of the message that began it.
+        """
+        config = self._run_config
+        asked = message or next((item for item in reversed(items) if isinstance(item, UserMessageItem)), None)
+        if asked and asked.inference_options.model in self._models:
+            config = replace(config, model=asked.inference_options.model)
+        if message and (choice := message.inference_options.tool_choice):
+            tools = await agent.get_all_tools(RunContextWrapper(agent_context))
+            if choice.id not in {tool.name for tool in tools}:
+                raise CustomStreamError(f"The agent has no tool “{choice.id[:100]}”. Choose another, or none.")
+            chosen = ModelSettings(tool_choice=choice.id)
+            config = replace(config, model_settings=(config.model_settings or ModelSettings()).resolve(chosen))
+        return with_reasoning_kept(config, model_name(agent, config))
+
+    async def _name_thread(self, thread_id: str, message: UserMessageItem, context: RequestContext) -> None:
+        """Give the thread a title, beside the turn, which neither waits for it nor fails with it."""
+        title = title_by_words(message)
+        try:
+            if self._ask_for_titles:
+                agent = await self._make_agent(context)
+                title = await title_by_model(message, agent.model, self._run_config)
+        finally:  # stopped at the end of the process, it still leaves the words
+            with suppress(NotFoundError, StoreUnavailable):
+                if await self.store.name_thread(thread_id, title, replace(context, lease=None)):
+                    self._turns.show_title(thread_id, title)
 
     def _agent_context(self, thread: ThreadMetadata, context: RequestContext) -> AgentContext[RequestContext]:
         return AgentContext(thread=thread, store=self.store, request_context=context)

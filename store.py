@@ -14,10 +14,14 @@ from context import RequestContext
 from conversations import (
     HIDDEN_TYPES,
     LEASE_SECONDS,
+    NO_QUOTA,
     ConversationStore,
     IncompatibleDatabase,
     LeaseLost,
+    Quota,
+    QuotaExceeded,
     ThreadBusy,
+    Usage,
     aware,
     changed_columns,
     cursor_seq,
@@ -110,6 +114,13 @@ MIGRATIONS = (
         PRIMARY KEY (user_id, day, model)
     );
 
+    -- Turns of the last minute, for the quota.
+    CREATE TABLE turn_starts (
+        user_id TEXT NOT NULL,
+        started_at REAL NOT NULL  -- seconds since 1970 by SQLite's clock
+    );
+    CREATE INDEX turn_starts_by_user ON turn_starts (user_id, started_at);
+
     CREATE TABLE attachments (
         id TEXT PRIMARY KEY,
         user_id TEXT NOT NULL,
@@ -192,6 +203,16 @@ class SQLiteStore(ConversationStore):
 
         await self._write(write)
         remember(thread, context)
+
+    async def name_thread(self, thread_id: str, title: str, context: RequestContext) -> bool:
+        def write(db: sqlite3.Connection) -> bool:
+            named = db.execute(
+                "UPDATE threads SET title = ? WHERE id = ? AND user_id = ? AND title IS NULL",
+                (title, thread_id, context.user_id),
+            )
+            return named.rowcount == 1 or _require_thread(db, thread_id, context)["title"] == title
+
+        return await self._write(write)
 
     async def load_threads(
         self, limit: int, after: str | None, order: str, context: RequestContext
@@ -313,12 +334,23 @@ class SQLiteStore(ConversationStore):
 
     # --- turns ----------------------------------------------------------------------------------------------------
 
-    async def acquire_lease(self, thread_id: str, holder: str, context: RequestContext) -> str:
+    async def acquire_lease(
+        self,
+        thread_id: str,
+        holder: str,
+        context: RequestContext,
+        *,
+        quota: Quota = NO_QUOTA,
+        new_thread: ThreadMetadata | None = None,
+    ) -> str:
         lease = new_id("task")
 
         def write(db: sqlite3.Connection) -> None:
+            if new_thread is not None:
+                _insert_thread(db, new_thread, context)
             if _require_thread(db, thread_id, context)["died"]:
                 _recover(db, thread_id)
+            _require_quota(db, quota, thread_id, context)
             taken = db.execute(
                 f"INSERT INTO leases VALUES (?, ?, ?, ?, {NOW} + {LEASE_SECONDS}) ON CONFLICT DO NOTHING",
                 (thread_id, context.user_id, lease, holder),
@@ -327,6 +359,8 @@ class SQLiteStore(ConversationStore):
                 raise ThreadBusy(thread_id)
 
         await self._write(write)
+        if new_thread is not None:
+            remember(new_thread, context)
         return lease
 
     async def renew_leases(self, holder: str) -> set[str]:
@@ -366,7 +400,7 @@ class SQLiteStore(ConversationStore):
 
         await self._write(write)
 
-    # --- feedback and attachments ---------------------------------------------------------------------------------
+    # --- feedback, usage and attachments --------------------------------------------------------------------------
 
     async def save_feedback(
         self, thread_id: str, item_ids: Sequence[str], kind: FeedbackKind, context: RequestContext
@@ -384,6 +418,28 @@ class SQLiteStore(ConversationStore):
                     raise NotFoundError(item_id)
 
         await self._write(write)
+
+    async def add_usage(self, usage: Usage, context: RequestContext) -> None:
+        await self._write(
+            lambda db: db.execute(
+                "INSERT INTO usage VALUES (?, date('now'), ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " requests = requests + excluded.requests, input_tokens = input_tokens + excluded.input_tokens,"
+                " output_tokens = output_tokens + excluded.output_tokens",
+                (context.user_id, usage.model, usage.requests, usage.input_tokens, usage.output_tokens),
+            )
+        )
+
+    async def load_usage(self) -> list[Usage]:
+        rows = await self._read(lambda db: db.execute("SELECT * FROM usage ORDER BY day, user_id, model").fetchall())
+        return [Usage(**dict(row)) for row in rows]
+
+    async def load_feedback_counts(self) -> dict[str, tuple[int, int]]:
+        rows = await self._read(
+            lambda db: db.execute(
+                "SELECT user_id, sum(kind = 'positive'), sum(kind = 'negative') FROM feedback GROUP BY user_id"
+            ).fetchall()
+        )
+        return {user_id: (positive, negative) for user_id, positive, negative in rows}
 
     async def save_attachment(self, attachment: Attachment, context: RequestContext) -> None:
         def write(db: sqlite3.Connection) -> None:
@@ -448,6 +504,35 @@ def _require_lease(db: sqlite3.Connection, thread_id: str, context: RequestConte
     row = _require_thread(db, thread_id, context)
     if context.lease is not None and row["lease"] != context.lease:
         raise LeaseLost(thread_id)
+
+
+def _require_quota(db: sqlite3.Connection, quota: Quota, thread_id: str, context: RequestContext) -> None:
+    """Raise `QuotaExceeded`, or count one more turn of the user."""
+    user = context.user_id
+    if quota.tokens_per_day:
+        [used, seconds] = db.execute(
+            "SELECT coalesce(sum(input_tokens + output_tokens), 0), 86400 - strftime('%s', 'now') % 86400"
+            " FROM usage WHERE user_id = ? AND day = date('now')",
+            (user,),
+        ).fetchone()
+        if used >= quota.tokens_per_day:
+            raise QuotaExceeded("tokens_per_day", seconds)
+    if quota.concurrent_turns:
+        [running] = db.execute(
+            f"SELECT count(*) FROM leases WHERE user_id = ? AND thread_id <> ? AND NOT ({RAN_OUT})", (user, thread_id)
+        ).fetchone()
+        if running >= quota.concurrent_turns:
+            raise QuotaExceeded("concurrent_turns", 5)
+    if quota.turns_per_minute:
+        db.execute(
+            f"DELETE FROM turn_starts WHERE user_id = ? AND started_at NOT BETWEEN {NOW} - 60 AND {NOW}", (user,)
+        )
+        [started, oldest_age] = db.execute(
+            f"SELECT count(*), {NOW} - min(started_at) FROM turn_starts WHERE user_id = ?", (user,)
+        ).fetchone()
+        if started >= quota.turns_per_minute:
+            raise QuotaExceeded("turns_per_minute", max(1, round(60 - oldest_age)))
+        db.execute(f"INSERT INTO turn_starts VALUES (?, {NOW})", (user,))
 
 
 def _insert_thread(db: sqlite3.Connection, thread: ThreadMetadata, context: RequestContext) -> bool:

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from enum import Enum, auto
-from typing import Self
+from typing import Any, Self
 
 import anyio
 from chatkit.server import StreamingResult, agents_sdk_user_agent_override
@@ -29,7 +29,19 @@ from chatkit.types import (
 )
 
 from context import RequestContext
-from conversations import ConversationStore, LeaseLost, StoreUnavailable, ThreadBusy, aware, is_hidden, stopped_marker
+from conversations import (
+    NO_QUOTA,
+    ConversationStore,
+    LeaseLost,
+    Quota,
+    QuotaExceeded,
+    StoreUnavailable,
+    ThreadBusy,
+    aware,
+    is_hidden,
+    remember,
+    stopped_marker,
+)
 from failures import log_failure, words_for
 from openitems import OpenItems
 from sdk import encode
@@ -101,6 +113,13 @@ class Turn(StreamingResult):
         if self.stopped is None and self._task is not None and not self._task.done():
             self.stopped = reason
             self._task.cancel()
+
+    def show_title(self, title: str) -> None:
+        """Show the title that the thread was given meanwhile, unless its agent has given it another."""
+        if self.thread.title is None and not self._is_done():
+            self.thread.title = self._saved_thread.title = title
+            remember(self.thread, self.context)
+            self._send(ThreadUpdatedEvent(thread=thread_response(self.thread)))
 
     def detach(self) -> None:
         """Let the turn run on with nobody listening."""
@@ -232,17 +251,23 @@ def thread_response(thread: ThreadMetadata) -> Thread:
 class Turns:
     """The turns of this process. One runs on a thread at a time, in whichever process."""
 
-    def __init__(self, store: ConversationStore, timeout_seconds: float):
+    def __init__(self, store: ConversationStore, timeout_seconds: float, quota: Quota, max_turns: int):
         self._store = store
         self._timeout_seconds = timeout_seconds
+        self._quota = quota
+        self._max_turns = max_turns
+        self._opening = 0
+        self._beside: set[asyncio.Task[None]] = set()
         self._holder = secrets.token_hex(8)
         self._live: dict[str, Turn] = {}
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, store: ConversationStore, timeout_seconds: float = 300) -> AsyncIterator[Self]:
+    async def running(
+        cls, store: ConversationStore, *, timeout_seconds: float = 300, quota: Quota = NO_QUOTA, max_turns: int = 0
+    ) -> AsyncIterator[Self]:
         """Keep leases and checkpoints up to date; leaving stops and stores what still runs."""
-        turns = cls(store, timeout_seconds)
+        turns = cls(store, timeout_seconds, quota, max_turns)
         keeper = asyncio.create_task(turns._keep(), name="turns")
         try:
             yield turns
@@ -254,21 +279,43 @@ class Turns:
     def __len__(self) -> int:
         return len(self._live)
 
-    async def lease(self, thread_id: str, context: RequestContext) -> RequestContext:
-        """Return the context with a lease on the thread; raise `ThreadBusy` if there is none within five seconds."""
+    @asynccontextmanager
+    async def opening(
+        self, thread_id: str, context: RequestContext, new_thread: ThreadMetadata | None = None
+    ) -> AsyncIterator[RequestContext]:
+        """Yield the context with a lease on the thread, which is given back unless a turn is started inside.
+
+        Raises `ThreadBusy` when there is none within five seconds, `QuotaExceeded` when the user, or the process, has
+        enough turns already.
+        """
+        if self._max_turns and len(self._live) + self._opening >= self._max_turns:
+            raise QuotaExceeded("max_turns", retry_after_seconds=5)
+        self._opening += 1
+        try:
+            context = await self._lease(thread_id, context, new_thread)
+            try:
+                yield context
+            except BaseException:
+                with suppress(LeaseLost, NotFoundError, StoreUnavailable), anyio.CancelScope(shield=True):
+                    await self._store.end_turn(thread_id, [], context)
+                raise
+        finally:
+            self._opening -= 1
+
+    async def _lease(
+        self, thread_id: str, context: RequestContext, new_thread: ThreadMetadata | None
+    ) -> RequestContext:
         deadline = asyncio.get_running_loop().time() + BUSY_WAIT_SECONDS
         while True:
             try:
-                return replace(context, lease=await self._store.acquire_lease(thread_id, self._holder, context))
+                lease = await self._store.acquire_lease(
+                    thread_id, self._holder, context, quota=self._quota, new_thread=new_thread
+                )
+                return replace(context, lease=lease)
             except ThreadBusy:
                 if asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(0.1)
-
-    async def give_back(self, thread_id: str, context: RequestContext) -> None:
-        """End the lease of a turn that was refused after all."""
-        with suppress(LeaseLost, NotFoundError, StoreUnavailable), anyio.CancelScope(shield=True):
-            await self._store.end_turn(thread_id, [], context)
 
     def start(self, thread: ThreadMetadata, context: RequestContext, events: Events) -> Turn:
         """Run the events of a thread whose lease the context has."""
@@ -276,6 +323,17 @@ class Turns:
         self._live[thread.id] = turn
         turn.start(events, self._timeout_seconds).add_done_callback(lambda _: self._forget(turn))
         return turn
+
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that no turn waits for, and that may outlive the turn; it must not raise."""
+        task = asyncio.create_task(work, name="beside a turn")
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    def show_title(self, thread_id: str, title: str) -> None:
+        """Show the thread's new title where a turn still streams."""
+        if turn := self._live.get(thread_id):
+            turn.show_title(title)
 
     def stop_thread(self, thread_id: str) -> None:
         """Stop the turn on a thread that was just deleted, if it runs here; elsewhere its next write does."""
@@ -290,6 +348,10 @@ class Turns:
         with anyio.CancelScope(shield=True), anyio.move_on_after(timeout_seconds):
             for turn in live:
                 await turn.settled()
+            for task in self._beside:
+                task.cancel()
+            while self._beside:
+                await asyncio.wait(self._beside)
 
     def _forget(self, turn: Turn) -> None:
         if self._live.get(turn.thread.id) is turn:

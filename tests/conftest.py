@@ -41,11 +41,13 @@ def client(running_service: Client, model: StandIn) -> Client:
 
 
 def probing(model: StandIn, database: Path, **more: str) -> dict[str, str]:
-    """Return the variables of a service with the probe agent and the stand-in's model."""
+    """Return the variables of a service with the probe agent and the stand-in's model, and without quotas."""
     return {
         "DATABASE_URL": f"sqlite:///{database}",
         "OPENAI_BASE_URL": model.url,
         "OPENAI_API_KEY": "test-key",
         "AGENT": "probe_agent",
+        "TURNS_PER_MINUTE": "0",
+        "CONCURRENT_TURNS_PER_USER": "0",
         **more,
     }

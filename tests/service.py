@@ -128,9 +128,14 @@ def events_of(body: str) -> list[dict[str, Any]]:
 
 
 def types(events: list[dict[str, Any]]) -> list[str]:
-    """Return the kinds of the events, with the kind of the item that they are about; repetitions left out."""
+    """Return the kinds of the events, with the kind of the item that they are about.
+
+    Repetitions are left out, and the thread's new title, which may come at any time.
+    """
     names: list[str] = []
     for event in events:
+        if event["type"] == "thread.updated":
+            continue
         item = event.get("item", {}).get("type") or event.get("update", {}).get("type")
         name = f"{event['type']}[{item}]" if item else event["type"]
         if not names or names[-1] != name:

@@ -100,6 +100,8 @@ class StandIn:
         self.url = ""
         self.asked: list[Asked] = []
         self.otherwise: list[Step] = [Say("Hello from the stand-in.")]
+        self.title: str | Hang | Fail = "A title"
+        self.asked_for_titles: list[Asked] = []
         self._scripts: deque[list[Step]] = deque()
         self._numbers = count(1)
 
@@ -111,6 +113,8 @@ class StandIn:
         self.asked.clear()
         self._scripts.clear()
         self.otherwise = [Say("Hello from the stand-in.")]
+        self.title = "A title"
+        self.asked_for_titles.clear()
 
     @property
     def open_requests(self) -> list[Asked]:
@@ -126,6 +130,8 @@ class StandIn:
 
     async def _answer(self, request: Request) -> Response:
         asked = Asked(request.url.path, await request.json(), dict(request.headers))
+        if _asks_for_a_title(asked.body):
+            return await self._title(asked)
         self.asked.append(asked)
         steps = self._scripts.popleft() if self._scripts else self.otherwise
         wire = _Responses(next(self._numbers)) if asked.path == "/v1/responses" else _ChatCompletions(asked.body)
@@ -139,6 +145,15 @@ class StandIn:
             asked.ended = "answered"
             return JSONResponse(wire.whole(steps))
         return StreamingResponse(self._stream(asked, wire, steps), media_type="text/event-stream")
+
+    async def _title(self, asked: Asked) -> Response:
+        self.asked_for_titles.append(asked)
+        if isinstance(self.title, Hang):
+            await asyncio.sleep(3600)
+        if isinstance(self.title, Fail):
+            return _failure(self.title)
+        wire = _Responses(0) if asked.path == "/v1/responses" else _ChatCompletions(asked.body)
+        return JSONResponse(wire.whole([Say(self.title)]))
 
     async def _stream(self, asked: Asked, wire: "_Wire", steps: Iterable[Step]) -> AsyncIterator[bytes]:
         try:
@@ -178,6 +193,11 @@ def standing_in() -> Iterator[StandIn]:
     with serving(stand_in.app()) as url:
         stand_in.url = f"{url}/v1"
         yield stand_in
+
+
+def _asks_for_a_title(body: dict[str, Any]) -> bool:
+    instructions = body.get("instructions") or (body.get("messages") or [{}])[0].get("content")
+    return isinstance(instructions, str) and instructions.startswith("Write a title")
 
 
 def _failure(fail: Fail) -> Response:

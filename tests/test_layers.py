@@ -12,7 +12,7 @@ LAYERS = [
     {"conversations"},
     {"failures", "openitems", "sqlite"},
     {"sdk", "store", "demo"},
-    {"turns", "history", "provider", "agent"},
+    {"turns", "history", "provider", "titles", "agent"},
     {"server"},
     {"app"},
     {"commands"},

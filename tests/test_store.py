@@ -333,6 +333,7 @@ ATTEMPTS: dict[str, Attempt] = {
         FileAttachment(id="atc_alice", name="b", mime_type="text/plain"), bob()
     ),
     "delete_attachment": lambda store, thread: store.delete_attachment("atc_alice", bob()),
+    "name_thread": lambda store, thread: store.name_thread(thread, "Bob's title", bob()),
     "acquire_lease": lambda store, thread: store.acquire_lease(thread, "holder", bob()),
     "save_checkpoints": lambda store, thread: store.save_checkpoints(thread, [end("item_0", thread)], bob()),
     "end_turn": lambda store, thread: store.end_turn(thread, [end("item_0", thread)], bob()),
@@ -344,6 +345,9 @@ NOT_ABOUT_ONE_THING = {
     "load_threads": "has a test of its own below",
     "renew_leases": "is about a process",
     "ping": "is about the database",
+    "add_usage": "has a test of its own below",
+    "load_usage": "is for the operator",
+    "load_feedback_counts": "is for the operator",
 }
 
 
