@@ -18,6 +18,8 @@ from chatkit.errors import CustomStreamError
 from chatkit.server import ChatKitServer, NonStreamingResult, StreamingResult
 from chatkit.store import NotFoundError
 from chatkit.types import (
+    AssistantMessageContent,
+    AssistantMessageItem,
     AttachmentsCreateReq,
     AttachmentsDeleteReq,
     ClientToolCallItem,
@@ -257,14 +259,22 @@ class ChatServer(ChatKitServer[RequestContext]):
             async for event in stream_agent_response(agent_context, results):  # type: ignore[arg-type]
                 yield event
                 letters += letters_in(event)
-        except ModelRefusalError:
-            if not letters:  # else the user has read the refusal already
-                raise
+        except ModelRefusalError as refusal:
+            if not letters:  # the Agents SDK (0.24) may drop the message that it raises this for
+                yield ThreadItemDoneEvent(item=self._assistant_message(thread, refusal.refusal, context))
         finally:
             run.cancel()  # without it the model would run to its end after a Stop
             if run.run_loop_task is not None:
                 await asyncio.wait({run.run_loop_task})
             await self._add_usage(usage_of(run, model_name(agent, config), letters), context)
+
+    def _assistant_message(self, thread: ThreadMetadata, text: str, context: RequestContext) -> AssistantMessageItem:
+        return AssistantMessageItem(
+            id=self.store.generate_item_id("message", thread, context),
+            thread_id=thread.id,
+            created_at=datetime.now(UTC),
+            content=[AssistantMessageContent(text=text)],
+        )
 
     async def _add_usage(self, usage: Usage, context: RequestContext) -> None:
         try:

@@ -1,0 +1,256 @@
+"""What the model sees of a conversation: the requests that the stand-in receives, compared with golden files.
+
+`UPDATE_GOLDEN=1` writes them anew, to be read before they are committed.
+"""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import probing
+from service import Client, errors_of, eventually, fold, message, service, text_of, thread_of
+from standin import Call, Fail, Hang, Reason, Refuse, Say, StandIn
+
+GOLDEN = Path(__file__).with_name("golden")
+APIS = ["responses", "chat_completions"]
+
+
+def asked_of(model: StandIn) -> Any:
+    """Return what the model was asked last, with ids masked."""
+    body = model.asked[-1].body
+    request = {name: body[name] for name in ("instructions", "input", "messages") if name in body}
+    found: dict[str, str] = {}
+
+    def mask(match: re.Match[str]) -> str:
+        return found.setdefault(match.group(0), f"{match.group(1)}_{len(found) + 1}")
+
+    return json.loads(re.sub(r"\b(msg|tc|wf|thr)_[0-9a-f]{32}", mask, json.dumps(request)))
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_the_model_is_asked_exactly_what_the_conversation_was(tmp_path: Path, model: StandIn, api: str) -> None:
+    seen: dict[str, Any] = {}
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
+        for name in converse(client, model):
+            seen[name] = asked_of(model)
+    golden = GOLDEN / f"conversation-{api}.json"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(json.dumps(seen, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert seen == json.loads(golden.read_text(encoding="utf-8"))
+
+
+def converse(client: Client, model: StandIn):
+    """Have one conversation of every kind of turn, and say after each what it was."""
+    model.will(Say("Good morning."))
+    thread = thread_of(client.create("Hello"))
+    yield "1 text"
+
+    model.will(Call("look_up", {"word": "ChatKit"}))
+    model.will(Say("It means something."))
+    client.say(thread, "Look ChatKit up")
+    yield "2 server tool"
+
+    tag = {"type": "input_tag", "id": "doc_1", "text": "Manual", "data": {"pages": 7}}
+    words = {"type": "input_text", "text": "What of "}
+    client.stream(
+        "threads.add_user_message",
+        {"thread_id": thread, "input": {**message(""), "content": [words, tag], "quoted_text": "It means something."}},
+    )
+    yield "3 quote and tag, after a tool's result"
+
+    model.will(Call("pick_file"))
+    client.say(thread, "Let me pick a file")
+    yield "4 client tool"
+
+    client.stream("threads.add_client_tool_output", {"thread_id": thread, "result": {"path": "/docs/a.txt"}})
+    yield "5 its output"
+
+    model.will(Call("show_widget"))
+    events = client.say(thread, "Show a widget")
+    [widget] = [item for item in fold(events) if item["type"] == "widget"]
+    yield "6 widget"
+
+    client.stream(
+        "threads.custom_action", {"thread_id": thread, "item_id": widget["id"], "action": {"type": "press"}}
+    )
+    model.will(Call("ask_form"))
+    form = fold(client.say(thread, "Ask me two questions"))[-1]
+    yield "7 structured input, after an action"
+
+    answers = {"q1": {"values": ["red"]}, "q2": {"skipped": True}}
+    client.stream(
+        "threads.add_structured_input",
+        {"thread_id": thread, "item_id": form["id"], "input": {"status": "answered", "answers": answers}},
+    )
+    yield "8 its answers"
+
+    model.will(Say("One two three four five six seven", gap=0.2))
+    with client.streaming("threads.add_user_message", {"thread_id": thread, "input": message("Count")}) as events:
+        for event in events:
+            if "two" in json.dumps(event):
+                break
+    eventually(lambda: not errors_of(client.say(thread, "Why did you stop?")))
+    yield "9 after a stop"
+
+    [question] = [item for item in client.items(thread) if item["type"] == "user_message"][-1:]
+    model.will(Refuse("I will not say."))
+    client.stream("threads.retry_after_item", {"thread_id": thread, "item_id": question["id"]})
+    yield "10 a retry"
+
+    client.say(thread, "Good bye")
+    yield "11 after a refusal"
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_only_the_newest_items_reach_the_model_from_the_beginning_of_a_turn(
+    tmp_path: Path, model: StandIn, api: str
+) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api, HISTORY_ITEMS="8")) as client:
+        thread = thread_of(client.create("Message 0"))
+        for number in range(1, 6):
+            model.will(Call("look_up", {"word": "x"}))
+            client.say(thread, f"Message {number}")
+    sent = json.dumps(model.asked[-1].body)
+    assert re.findall(r"Message \d", sent) == ["Message 3", "Message 4", "Message 5"]
+
+
+def test_a_turn_longer_than_the_window_keeps_its_question(tmp_path: Path, model: StandIn) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", HISTORY_ITEMS="3")) as client:
+        for number in range(6):
+            model.will(Call("look_up", {"word": f"word {number}"}, call_id=f"call_{number}"))
+        model.will(Call("pick_file", call_id="call_6"))
+        thread = thread_of(client.create("The question"))
+        client.stream("threads.add_client_tool_output", {"thread_id": thread, "result": 1})
+    sent = json.dumps(model.asked[-1].body["input"])
+    assert "The question" in sent
+    assert re.findall(r"word \d", sent)
+
+
+def test_500_turns_keep_the_request_bounded_and_its_making_flat(tmp_path: Path, model: StandIn) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db")) as client:
+        thread = thread_of(client.create("Message 0"))
+        took = []
+        for number in range(1, 500):
+            began = time.perf_counter()
+            client.say(thread, f"Message {number}")
+            took.append(time.perf_counter() - began)
+    assert len(model.asked[-1].body["input"]) == 100 - 1  # the oldest answer has lost its question to the window
+    early, late = sorted(took[100:200])[50], sorted(took[-100:])[50]
+    print(f"\na turn at 100 to 200 turns: {early * 1000:.1f} ms, at 400 to 500: {late * 1000:.1f} ms")
+    assert late < early * 1.5
+
+
+def test_a_tools_result_is_forgotten_with_the_turn_that_is_retried(client: Client, model: StandIn) -> None:
+    model.will(Call("look_up", {"word": "secret"}))
+    events = client.create("Look it up")
+    question = fold(events)[0]
+    client.stream("threads.retry_after_item", {"thread_id": thread_of(events), "item_id": question["id"]})
+    assert "secret" not in json.dumps(model.asked[-1].body["input"])
+
+
+def test_reasoning_that_nobody_keeps_is_not_sent_back(client: Client, model: StandIn) -> None:
+    model.will(Reason("I think."), Call("look_up", {"word": "x"}))
+    assert not errors_of(client.create("Think, then look it up"))
+    assert "reasoning" not in json.dumps(model.asked[-1].body["input"])
+
+
+# --- the user's choices -------------------------------------------------------------------------------------------
+
+
+def test_the_chosen_model_answers_the_whole_turn(tmp_path: Path, model: StandIn) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", MODELS="small,large")) as client:
+        model.will(Call("pick_file"))
+        thread = thread_of(client.create("Pick", inference_options={"model": "large"}))
+        client.stream("threads.add_client_tool_output", {"thread_id": thread, "result": 1})
+        client.say(thread, "And now as usual")
+    assert [asked.body["model"] for asked in model.asked] == ["large", "large", "stand-in"]
+
+
+def test_a_choice_of_model_is_ignored_where_none_is_offered(client: Client, model: StandIn) -> None:
+    client.create("Hello", inference_options={"model": "large"})
+    assert model.asked[-1].body["model"] == "stand-in"
+
+
+def test_the_chosen_tool_is_called_first(client: Client, model: StandIn) -> None:
+    model.will(Call("look_up", {"word": "x"}))
+    client.create("Look it up", inference_options={"tool_choice": {"id": "look_up"}})
+    first, second = model.asked
+    assert first.body["tool_choice"] == {"type": "function", "name": "look_up"}
+    assert second.body.get("tool_choice") in (None, "auto")
+
+
+def test_a_tool_that_the_agent_does_not_have_is_named(client: Client, model: StandIn) -> None:
+    [error] = errors_of(client.create("Go", inference_options={"tool_choice": {"id": "teleport"}}))
+    assert "teleport" in error["message"]
+    assert model.asked == []
+
+
+# --- titles -------------------------------------------------------------------------------------------------------
+
+
+def title(client: Client, thread: str) -> str | None:
+    return client.ask("threads.get_by_id", {"thread_id": thread}).get("title")
+
+
+def test_the_model_names_a_new_thread_while_it_answers(client: Client, model: StandIn) -> None:
+    model.title = '"Weather in Rome."'
+    model.will(Say("It is sunny there today", gap=0.1))
+    events = client.create("What is the weather in Rome?")
+    assert [event["thread"]["title"] for event in events if event["type"] == "thread.updated"] == ["Weather in Rome"]
+    assert title(client, thread_of(events)) == "Weather in Rome"
+    client.say(thread_of(events))
+    assert len(model.asked_for_titles) == 1
+
+
+@pytest.mark.parametrize("answer", [Fail(500), Fail(404), "", "\n\n", "x" * 300, "Line one\nLine two", "***"])
+def test_a_title_call_that_fails_or_answers_nonsense_leaves_the_messages_words(
+    client: Client, model: StandIn, answer: Any
+) -> None:
+    model.title = answer
+    events = client.create("Tell me about the history of the city of Rome, from its beginning to this very day")
+    assert not errors_of(events)
+    named = eventually(lambda: title(client, thread_of(events)))
+    assert named == "Tell me about the history of the city of Rome, from its…"
+
+
+def test_a_title_call_that_hangs_delays_nothing_and_leaves_the_words_in_the_end(
+    tmp_path: Path, model: StandIn
+) -> None:
+    model.title = Hang()
+    environ = probing(model, tmp_path / "chatkit.db")
+    with service(**environ) as client:
+        began = time.monotonic()
+        thread = thread_of(client.create("Hello there"))
+        assert time.monotonic() - began < 5
+        assert title(client, thread) is None
+    with service(**environ) as client:
+        assert title(client, thread) == "Hello there"
+
+
+def test_a_title_never_replaces_a_name_that_the_user_gave(client: Client, model: StandIn) -> None:
+    model.will(Say("This takes a while to say", gap=0.1))
+    model.title = Fail(500)
+    with client.streaming("threads.create", {"input": message("Hello")}) as events:
+        thread = thread_of([next(events)])
+        client.ask("threads.update", {"thread_id": thread, "title": "The user's own"})
+        list(events)
+    client.say(thread)
+    assert title(client, thread) == "The user's own"
+
+
+def test_without_a_model_the_messages_words_are_the_title(tmp_path: Path) -> None:
+    with service(DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db") as client:
+        thread = thread_of(client.create("Hello demo"))
+        assert eventually(lambda: title(client, thread)) == "Hello demo"
+
+
+def test_an_answer_in_two_messages_is_two_items(client: Client, model: StandIn) -> None:
+    model.will(Say("One."), Say("Two."))
+    events = client.create("Say two things")
+    assert [text_of(item) for item in client.items(thread_of(events))[1:]] == ["One.", "Two."]
