@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ import uvicorn
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
 from app import create_app
-from conversations import IncompatibleDatabase, StoreUnavailable
+from conversations import IncompatibleDatabase, StoreUnavailable, Usage
 from server import AgentModule
 from settings import Settings, SettingsError, is_loopback, load_environ
 from store import open_store
@@ -29,24 +29,37 @@ BAD_SETTINGS = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the process's exit code: 2 when the settings or the arguments are wrong."""
-    parser = argparse.ArgumentParser("app.py", description="A self-hosted backend for OpenAI's ChatKit panel.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    serve_parser = commands.add_parser("serve", help="serve until SIGTERM (the default)")
-    serve_parser.add_argument("--reload", action="store_true", help="start again when a Python file changes")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
         settings = Settings.from_environ(load_environ(Path(__file__).with_name(".env")))
         logging.config.dictConfig(logging_config(settings))
-        return serve(settings, reload=getattr(options, "reload", False))
+        command: Callable[[Settings, argparse.Namespace], int] = options.run
+        return command(settings, options)
     except (SettingsError, IncompatibleDatabase, ImportError) as error:
         print(error, file=sys.stderr)
         return BAD_SETTINGS
     except StoreUnavailable as error:
-        print(f"The database cannot be opened: {error}", file=sys.stderr)
+        print(f"The database cannot be used: {error}", file=sys.stderr)
         return 1
 
 
-def serve(settings: Settings, *, reload: bool) -> int:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("app.py", description="A self-hosted backend for OpenAI's ChatKit panel.")
+    parser.set_defaults(run=serve, reload=False)
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    def add(name: str, run: Callable[[Settings, argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(run=run)
+        return command
+
+    served = add("serve", serve, "serve until SIGTERM (the default)")
+    served.add_argument("--reload", action="store_true", help="start again when a Python file changes")
+    add("usage", usage, "print what each user used of each model on each day, and their feedback")
+    return parser
+
+
+def serve(settings: Settings, options: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; return 0 once every running turn is stored."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_well)  # uvicorn raises the signal again when it is done, which would exit 143
@@ -57,11 +70,12 @@ def serve(settings: Settings, *, reload: bool) -> int:
     listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    alone = settings.workers == 1 and not options.reload
     config = uvicorn.Config(
-        create_app(settings) if settings.workers == 1 and not reload else "app:create_app",
-        factory=settings.workers > 1 or reload,
+        create_app(settings) if alone else "app:create_app",  # other processes read the environment themselves
+        factory=not alone,
         workers=settings.workers,
-        reload=reload,
+        reload=options.reload,
         lifespan="on",
         log_config=logging_config(settings),
         access_log=False,
@@ -70,12 +84,30 @@ def serve(settings: Settings, *, reload: bool) -> int:
         forwarded_allow_ips=settings.forwarded_allow_ips,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
     )
-    if reload:
+    if options.reload:
         ChangeReload(config, uvicorn.Server(config).run, [listener]).run()
     elif settings.workers > 1:
         Multiprocess(config, [listener]).run()
     else:
         uvicorn.Server(config).run([listener])
+    return 0
+
+
+def usage(settings: Settings, options: argparse.Namespace) -> int:
+    """Print tokens by day, user and model, and each user's feedback."""
+
+    async def load() -> tuple[list[Usage], dict[str, tuple[int, int]]]:
+        async with open_store(settings.database_url, settings.table_prefix) as store:
+            return await store.load_usage(), await store.load_feedback_counts()
+
+    used, feedback = asyncio.run(load())
+    row = "{:<10}  {:<36}  {:<24}  {:>8}  {:>12}  {:>12}"
+    print(row.format("day", "user", "model", "requests", "input tokens", "output tokens"))
+    for each in used:
+        print(row.format(each.day, each.user_id, each.model, each.requests, each.input_tokens, each.output_tokens))
+    print("\n{:<36}  {:>8}  {:>8}".format("user", "liked", "disliked"))
+    for user_id, (liked, disliked) in sorted(feedback.items()):
+        print(f"{user_id:<36}  {liked:>8}  {disliked:>8}")
     return 0
 
 

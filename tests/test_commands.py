@@ -6,12 +6,16 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from commands import listen
-from service import ROOT, process
+from conftest import probing
+from service import ROOT, eventually, fold, process, service, thread_of
+from standin import Call, StandIn, standing_in
 
 
 def run(directory: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -86,6 +90,44 @@ def test_the_process_may_open_more_files_than_it_was_given(tmp_path: Path) -> No
         [line] = [line for line in limits.splitlines() if line.startswith("Max open files")]
         soft, hard = line.split()[3:5]
         assert int(soft) == min(int(hard), 65536)
+
+
+def test_usage_is_counted_by_day_user_and_model_with_feedback(tmp_path: Path, model: StandIn) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db")) as client:
+        events = client.create("Hello")
+        model.will(Call("look_up", {"word": "x"}))
+        client.say(thread_of(events))
+        rated = {"thread_id": thread_of(events), "item_ids": [fold(events)[-1]["id"]]}
+        client.ask("items.feedback", {**rated, "kind": "positive"})
+        client.ask("items.feedback", {**rated, "kind": "negative"})
+    lines = run(tmp_path, "usage").stdout.splitlines()
+    assert lines[1].split() == [f"{datetime.now(UTC):%Y-%m-%d}", "local", "stand-in", "3", "21", "15"]
+    assert lines[-1].split() == ["local", "0", "1"]
+
+
+def test_a_changed_agent_is_served_without_a_restart(tmp_path: Path) -> None:
+    agent = tmp_path / "my_agent.py"
+    source = (
+        "from agents import Agent\n\n\ndef create_agent(context):\n    return Agent(name='Mine', instructions=...)\n"
+    )
+    agent.write_text(source.replace("...", "'first words'"))
+    with standing_in() as model:
+        environ = {"AGENT": "my_agent", "PYTHONPATH": str(tmp_path), "OPENAI_BASE_URL": model.url}
+        with process(tmp_path, "serve", "--reload", **environ) as client:
+            client.create("Hello")
+            assert model.asked[-1].body["instructions"] == "first words"
+            agent.write_text(source.replace("...", "'second words'"))
+
+            def changed() -> bool:
+                try:
+                    client.create("Hello again")
+                except httpx2.TransportError:
+                    return False
+                return bool(model.asked[-1].body["instructions"] == "second words")
+
+            eventually(changed, 30, "the change of the agent")
+            client.signal(signal.SIGTERM)
+            assert client.wait() == 0
 
 
 def test_the_service_runs_under_uvicorns_own_command_too(tmp_path: Path) -> None:

@@ -76,9 +76,7 @@ def converse(client: Client, model: StandIn):
     [widget] = [item for item in fold(events) if item["type"] == "widget"]
     yield "6 widget"
 
-    client.stream(
-        "threads.custom_action", {"thread_id": thread, "item_id": widget["id"], "action": {"type": "press"}}
-    )
+    client.stream("threads.custom_action", {"thread_id": thread, "item_id": widget["id"], "action": {"type": "press"}})
     model.will(Call("ask_form"))
     form = fold(client.say(thread, "Ask me two questions"))[-1]
     yield "7 structured input, after an action"
@@ -219,9 +217,7 @@ def test_a_title_call_that_fails_or_answers_nonsense_leaves_the_messages_words(
     assert named == "Tell me about the history of the city of Rome, from its…"
 
 
-def test_a_title_call_that_hangs_delays_nothing_and_leaves_the_words_in_the_end(
-    tmp_path: Path, model: StandIn
-) -> None:
+def test_a_title_call_that_hangs_delays_nothing_and_leaves_the_words_in_the_end(tmp_path: Path, model: StandIn) -> None:
     model.title = Hang()
     environ = probing(model, tmp_path / "chatkit.db")
     with service(**environ) as client:

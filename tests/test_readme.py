@@ -6,15 +6,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from service import ROOT, address, eventually
+from conftest import probing
+from service import ROOT, address, errors_of, eventually, fold, service, thread_of
 from settings import Settings
+from standin import Call, Say, StandIn
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -113,6 +115,57 @@ def curl(command: str, url: str) -> str:
     """Run a command of the README against a service that listens elsewhere."""
     command = command.replace("http://127.0.0.1:8000", url).replace("curl ", "curl -sS --noproxy '*' ", 1)
     return subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=60).stdout.decode()
+
+
+EXAMPLES: dict[str, tuple[list[Call | Say], Callable[[list[dict], StandIn], bool]]] = {
+    "opening_hours": (
+        [Call("opening_hours", {"day": "Sunday"}), Say("Closed.")],
+        lambda events, model: "closed" in str(model.asked[-1].body["input"]),
+    ),
+    "search": (
+        [Call("search", {"query": "Homer"}), Say("Two.")],
+        lambda events, model: {"type": "progress_update", "text": "Searching for Homer"} in events,
+    ),
+    "show_order": (
+        [Call("show_order"), Say("There.")],
+        lambda events, model: (
+            [item["type"] for item in fold(events)] == ["user_message", "widget", "assistant_message"]
+        ),
+    ),
+    "pick_file": ([Call("pick_file")], lambda events, model: fold(events)[-1]["name"] == "pick_file"),
+    "ask_address": ([Call("ask_address")], lambda events, model: fold(events)[-1]["inputs"][0]["id"] == "address"),
+    "my_orders": (
+        [Call("my_orders"), Say("One.")],
+        lambda events, model: "The Odyssey" in str(model.asked[-1].body["input"]),
+    ),
+}
+
+
+def test_every_example_of_an_agent_is_run_below() -> None:
+    named = [name for name in EXAMPLES for code in blocks("python") if f"def {name}(" in code]
+    assert named == list(EXAMPLES)
+    assert len(blocks("python")) == len(EXAMPLES)
+    assert all(len(list(filter(None, code.splitlines()))) < 20 for code in blocks("python"))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_readmes_agents_do_what_is_said_of_them(
+    tmp_path: Path, model: StandIn, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    [code] = [code for code in blocks("python") if f"def {name}(" in code]
+    (tmp_path / f"readme_{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    steps, shown = EXAMPLES[name]
+    for step in steps:
+        model.will(step)
+    with service(**probing(model, tmp_path / "chatkit.db", AGENT=f"readme_{name}")) as client:
+        events = client.create("Please")
+        assert not errors_of(events)
+        assert shown(events, model)
+        if name == "show_order":
+            [widget] = [item for item in fold(events) if item["type"] == "widget"]
+            action = {"thread_id": thread_of(events), "item_id": widget["id"], "action": {"type": "order"}}
+            assert "Ordered" in str(client.stream("threads.custom_action", action))
 
 
 def test_the_help_names_every_command() -> None:
