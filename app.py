@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,12 +21,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from auth import InvalidToken, KeysUnavailable, TokenMissing, Verifier, bearer_token
 from context import LOCAL_USER, RequestContext
 from conversations import Quota, QuotaExceeded, StoreUnavailable, ThreadBusy
 from failures import Refused, log_failure, quota_words
+from local import Forbidden, LocalAccess
 from provider import open_provider, run_config
 from server import AgentModule, ChatServer
-from settings import Settings, load_environ
+from settings import Settings, SettingsError, is_loopback, load_environ
+from sockets import listening_hosts
 from store import open_store
 from turns import Stopped, Turn, Turns
 
@@ -76,6 +80,12 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                     timeout_seconds=settings.turn_timeout_seconds,
                 )
             )
+            verifier = _verifier(settings)
+            if verifier is not None:
+                await stack.enter_async_context(verifier)
+            local = LocalAccess(settings.allowed_origins, settings.public_url, allow_anonymous=settings.allow_anonymous)
+            if not (settings.jwks_url or settings.allow_anonymous):
+                await stack.enter_async_context(_loopback_only())
             store = await stack.enter_async_context(open_store(settings.database_url, settings.table_prefix))
             turns = await stack.enter_async_context(
                 Turns.running(
@@ -97,9 +107,52 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 can_cancel=settings.on_disconnect == "cancel",
                 ask_for_titles=not settings.offline,
             )
-            yield {"settings": settings, "store": store, "server": server}
+            yield {"settings": settings, "verifier": verifier, "local": local, "store": store, "server": server}
 
     return open_all
+
+
+def _verifier(settings: Settings) -> Verifier | None:
+    if settings.jwks_url is None or settings.jwt_issuer is None:
+        return None
+    return Verifier(settings.jwks_url, settings.jwt_issuer, settings.jwt_audience, settings.jwt_user_claim)
+
+
+NO_LOGIN = (
+    "HOST={host} lets other machines in, and without JWKS_URL everybody is the same user. Set JWKS_URL and JWT_ISSUER,"
+    " or ALLOW_ANONYMOUS=1 if whoever reaches the service may share that user."
+)
+
+
+@asynccontextmanager
+async def _loopback_only() -> AsyncIterator[None]:
+    """End the process when it listens beyond loopback without login, whichever server was told to listen there.
+
+    A socket that was handed over is there already; one that the server binds comes right after the start.
+    """
+    _require_loopback()
+
+    async def watch() -> None:
+        for _ in range(50):
+            await asyncio.sleep(0.1)
+            try:
+                _require_loopback()
+            except SettingsError as error:
+                log.critical("%s", error)
+                signal.raise_signal(signal.SIGTERM)
+                return
+
+    watching = asyncio.create_task(watch(), name="loopback only")
+    try:
+        yield
+    finally:
+        watching.cancel()
+
+
+def _require_loopback() -> None:
+    for host in listening_hosts():
+        if not is_loopback(host):
+            raise SettingsError([NO_LOGIN.format(host=host)])
 
 
 # --- routes -------------------------------------------------------------------------------------------------------
@@ -121,12 +174,27 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
+    if request.state.verifier:
+        await request.state.verifier.wait_until_ready()
     await request.state.store.ping()
     return JSONResponse({"status": "ok"})
 
 
 async def authenticate(request: Request) -> RequestContext:
-    return RequestContext(LOCAL_USER, request_id=request.state.request_id)
+    """Return who is asking: the only place where a `RequestContext` is made for a request."""
+    headers, verifier = request.headers, request.state.verifier
+    locale = headers.get("accept-language", "").partition(",")[0].partition(";")[0].strip()[:35] or None
+    if verifier:
+        claims = await verifier.verify(bearer_token(headers.getlist("authorization")))
+        return RequestContext(claims.user_id, claims.all, locale, request.state.request_id)
+    request.state.local.require(
+        host=headers.get("host", ""),
+        origin=headers.get("origin"),
+        scheme=request.url.scheme,
+        server_address=(request.scope.get("server") or [None])[0],
+        forwarded="x-forwarded-for" in headers,
+    )
+    return RequestContext(LOCAL_USER, locale=locale, request_id=request.state.request_id)
 
 
 async def read_json(request: Request) -> bytes:
@@ -214,6 +282,10 @@ def on_refused(request: Request, error: Any) -> Response:
     return answer(REFUSED_STATUS[error.code], error.code, error.message)
 
 
+def on_auth_error(request: Request, error: Any) -> Response:
+    return answer(401, error.code, error.message, {"www-authenticate": "Bearer"})
+
+
 def on_quota(request: Request, error: Any) -> Response:
     return answer(429, "quota", quota_words(error), {"retry-after": str(error.retry_after_seconds)})
 
@@ -233,6 +305,10 @@ def fixed(
 
 EXCEPTION_HANDLERS: Mapping[Any, Callable[[Request, Any], Response | Awaitable[Response]]] = {
     Refused: on_refused,
+    TokenMissing: on_auth_error,
+    InvalidToken: on_auth_error,
+    KeysUnavailable: fixed(503, KeysUnavailable.code, KeysUnavailable.message, retry_after="5"),
+    Forbidden: lambda request, error: answer(403, "forbidden", error.message),
     NotFoundError: fixed(404, "not_found", "It does not exist, or is not yours."),
     ThreadBusy: fixed(409, "thread_busy", "An answer is still being written here. Wait for it, or stop it."),
     StoreUnavailable: fixed(

@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 import uvicorn
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
-from app import create_app
+from app import NO_LOGIN, create_app
 from conversations import IncompatibleDatabase, StoreUnavailable, Usage
 from server import AgentModule
 from settings import Settings, SettingsError, is_loopback, load_environ
+from sockets import inherited, listen
 from store import open_store
 
 log = logging.getLogger("service")
@@ -63,12 +64,12 @@ def serve(settings: Settings, options: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; return 0 once every running turn is stored."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_well)  # uvicorn raises the signal again when it is done, which would exit 143
-    _require_login_beyond_loopback(settings)
+    listener = _listen(settings)
+    host, port = listener.getsockname()[:2]
+    _require_login_beyond_loopback(settings, host)
     AgentModule.load(settings.agent)
     asyncio.run(_open_and_close(settings))
     _raise_descriptor_limit()
-    listener = listen(settings.host, settings.port)
-    host, port = listener.getsockname()[:2]
     log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     alone = settings.workers == 1 and not options.reload
     config = uvicorn.Config(
@@ -121,29 +122,18 @@ def _exit_well(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
-def _require_login_beyond_loopback(settings: Settings) -> None:
-    if not settings.jwks_url and not settings.allow_anonymous and not is_loopback(settings.host):
-        raise SettingsError(
-            [
-                f"HOST={settings.host} lets other machines in, and without JWKS_URL everybody is the same user."
-                " Set JWKS_URL and JWT_ISSUER, or ALLOW_ANONYMOUS=1 if whoever reaches the service may share that user."
-            ]
-        )
+def _require_login_beyond_loopback(settings: Settings, host: str) -> None:
+    if not settings.jwks_url and not settings.allow_anonymous and not is_loopback(host):
+        raise SettingsError([NO_LOGIN.format(host=host)])
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return the listening socket; uvicorn 0.54 leaves TCP_NODELAY off on the connections of one that it is given."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _listen(settings: Settings) -> socket.socket:
     try:
-        listener.bind((host, port))
-        listener.listen(2048)  # who connects while the service starts waits, and is not refused
+        return inherited() or listen(settings.host, settings.port)
     except OSError as error:
-        raise SettingsError([f"HOST={host} and PORT={port} cannot be listened on: {error.strerror}."]) from error
-    listener.set_inheritable(True)
-    return listener
+        raise SettingsError(
+            [f"HOST={settings.host} and PORT={settings.port} cannot be listened on: {error.strerror}."]
+        ) from error
 
 
 def _raise_descriptor_limit() -> None:

@@ -88,9 +88,11 @@ class SQLiteFile:
 
 @asynccontextmanager
 async def _connection(path: str) -> AsyncIterator[aiosqlite.Connection]:
+    connection = aiosqlite.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
     try:
-        connection = await aiosqlite.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
+        await connection
     except sqlite3.Error as error:
+        await asyncio.to_thread(connection._thread.join)  # aiosqlite 0.22 ends it some time, and needs the loop for it
         raise StoreUnavailable(f"{path}: {error}") from error
     try:
         await _on_thread(connection, lambda db: setattr(db, "row_factory", sqlite3.Row))

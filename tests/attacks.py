@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 from issuer import (
     ALGORITHMS,
     FORGER,

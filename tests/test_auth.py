@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from typing import Any
 
 import pytest
-from attacks import ATTACKS, Attack, attack_tokens, token_of_size
-from issuer import ALGORITHMS, Issuer, endless, rsa_key, signing_key
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
+from attacks import ATTACKS, Attack, attack_tokens, token_of_size
 from auth import Claims, InvalidToken, KeysUnavailable, TokenMissing, Verifier, bearer_token
+from issuer import ALGORITHMS, Issuer, endless, rsa_key, signing_key
 from keyset import KeySet
 
 pytestmark = pytest.mark.anyio

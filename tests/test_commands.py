@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from commands import listen
 from conftest import probing
 from service import ROOT, eventually, fold, process, service, thread_of
+from sockets import listen
 from standin import Call, StandIn, standing_in
 
 

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"context", "settings"},
-    {"conversations"},
+    {"context", "settings", "keyset", "sockets"},
+    {"conversations", "auth", "local"},
     {"failures", "openitems", "sqlite"},
     {"sdk", "store", "demo"},
     {"turns", "history", "provider", "titles", "agent"},

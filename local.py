@@ -1,0 +1,57 @@
+"""Without login every request is the one local user, so that only this machine's own pages and programs may ask."""
+
+import logging
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from settings import is_loopback
+
+log = logging.getLogger("service.local")
+
+
+class Forbidden(Exception):
+    """The request comes from where a process without login takes none. `message` says what to set."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message
+
+
+class LocalAccess:
+    """Tells whether a request may be the local user's. A page on the web must not reach a prototype by its author's
+    browser: not under a name of its own that it points at this machine (DNS rebinding), and not from its own origin.
+    """
+
+    def __init__(self, allowed_origins: Collection[str], public_url: str | None, *, allow_anonymous: bool):
+        self._origins = {*allowed_origins, *([_origin(public_url)] if public_url else [])}
+        self._public_host = urlsplit(public_url).hostname if public_url else None
+        self._allow_anonymous = allow_anonymous
+        self._warned: set[str] = set()
+
+    def require(
+        self, *, host: str, origin: str | None, scheme: str, server_address: str | None, forwarded: bool
+    ) -> None:
+        """Raise `Forbidden` unless these headers, and the address that the request arrived at, are a local one's."""
+        if forwarded:
+            self._warn("a proxy passes requests on (X-Forwarded-For), but without JWKS_URL everybody is the same user")
+        if server_address and not is_loopback(server_address) and not self._allow_anonymous:
+            self._warn(f"refused requests to {server_address}: set JWKS_URL and JWT_ISSUER, or ALLOW_ANONYMOUS=1")
+            raise Forbidden("This service has no login configured, and takes requests from its own machine only.")
+        name = urlsplit(f"//{host}").hostname or ""
+        if not is_loopback(name) and name != self._public_host:
+            self._warn(f"refused the Host {name!a:.100}: set PUBLIC_URL if this is where your users find the service")
+            raise Forbidden("This service is not known under this host name. Set PUBLIC_URL to the address you use.")
+        if origin is not None and origin not in self._origins and origin != f"{scheme}://{host}":
+            self._warn(f"refused the Origin {origin!a:.100}: set ALLOWED_ORIGINS if this page is yours")
+            raise Forbidden("Pages of this origin may not call the service. Add it to ALLOWED_ORIGINS if it is yours.")
+
+    def _warn(self, message: str) -> None:
+        """Log once: such requests come in numbers."""
+        if message not in self._warned and len(self._warned) < 100:
+            self._warned.add(message)
+            log.warning("%s", message)
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
