@@ -21,7 +21,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from auth import InvalidToken, KeysUnavailable, TokenMissing, Verifier, bearer_token
+from auth import InvalidToken, KeysUnavailable, TokenMissing, bearer_token
+from check import verifier_of
 from context import LOCAL_USER, RequestContext
 from conversations import Quota, QuotaExceeded, StoreUnavailable, ThreadBusy
 from failures import Refused, log_failure, quota_words
@@ -80,9 +81,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                     timeout_seconds=settings.turn_timeout_seconds,
                 )
             )
-            verifier = _verifier(settings)
-            if verifier is not None:
-                await stack.enter_async_context(verifier)
+            verifier = await stack.enter_async_context(verifier_of(settings)) if settings.jwks_url else None
             local = LocalAccess(settings.allowed_origins, settings.public_url, allow_anonymous=settings.allow_anonymous)
             if not (settings.jwks_url or settings.allow_anonymous):
                 await stack.enter_async_context(_loopback_only())
@@ -110,12 +109,6 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
             yield {"settings": settings, "verifier": verifier, "local": local, "store": store, "server": server}
 
     return open_all
-
-
-def _verifier(settings: Settings) -> Verifier | None:
-    if settings.jwks_url is None or settings.jwt_issuer is None:
-        return None
-    return Verifier(settings.jwks_url, settings.jwt_issuer, settings.jwt_audience, settings.jwt_user_claim)
 
 
 NO_LOGIN = (

@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
 from app import NO_LOGIN, create_app
+from check import check
 from conversations import IncompatibleDatabase, StoreUnavailable, Usage
 from server import AgentModule
 from settings import Settings, SettingsError, is_loopback, load_environ
@@ -56,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 
     served = add("serve", serve, "serve until SIGTERM (the default)")
     served.add_argument("--reload", action="store_true", help="start again when a Python file changes")
+    checked = add("check", check_setup, "say what is set up right and what is not; exit with 1 if anything is not")
+    checked.add_argument("--token", metavar="-", choices=["-"], help="judge the token on standard input, too")
     add("usage", usage, "print what each user used of each model on each day, and their feedback")
     return parser
 
@@ -92,6 +95,12 @@ def serve(settings: Settings, options: argparse.Namespace) -> int:
     else:
         uvicorn.Server(config).run([listener])
     return 0
+
+
+def check_setup(settings: Settings, options: argparse.Namespace) -> int:
+    """Reach all that the service needs, and say how it went."""
+    unverified_token = sys.stdin.read().strip() if options.token else None
+    return 0 if asyncio.run(check(settings, unverified_token, print)) else 1
 
 
 def usage(settings: Settings, options: argparse.Namespace) -> int:

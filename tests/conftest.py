@@ -14,6 +14,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True)
+def close_clients() -> Iterator[None]:
+    """Close the clients that a test opens; those of wider fixtures are older than this one."""
+    older = len(Client.opened)
+    yield
+    while len(Client.opened) > older:
+        Client.opened.pop().close()
+
+
 @pytest.fixture(scope="session")
 def running_model() -> Iterator[StandIn]:
     with standing_in() as stand_in:

@@ -154,7 +154,15 @@ async def no_swearing(context: Any, agent: Any, input: Any) -> GuardrailFunction
     return GuardrailFunctionOutput(None, tripwire_triggered="forbidden" in str(input))
 
 
+@function_tool
+async def who_am_i(wrapper: Context) -> str:
+    """Say what is known of the user."""
+    context = wrapper.context.request_context
+    return f"{context.user_id} {context.locale} {dict(context.claims)}"
+
+
 TOOLS = [
+    who_am_i,
     look_up,
     show_widget,
     show_slow_widget,

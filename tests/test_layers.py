@@ -14,6 +14,7 @@ LAYERS = [
     {"sdk", "store", "demo"},
     {"turns", "history", "provider", "titles", "agent"},
     {"server"},
+    {"check"},
     {"app"},
     {"commands"},
 ]
