@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from chatkit.store import NotFoundError, Store, StoreItemType
 from chatkit.types import (
     ActiveStatus,
+    Attachment,
     ClosedStatus,
     FeedbackKind,
     HiddenContextItem,
@@ -65,6 +66,14 @@ class QuotaExceeded(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+class AlreadyUploaded(Exception):
+    """The attachment's bytes are complete, or another upload has begun anew: this one must write no more."""
+
+
+class AlreadySent(Exception):
+    """The attachment is part of another thread."""
+
+
 class LeaseLost(Exception):
     """This turn's lease ran out and somebody else took the thread: it must write no more."""
 
@@ -95,6 +104,21 @@ class Usage:
 
 
 NO_QUOTA = Quota()
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What a removal job has removed."""
+
+    threads: int
+    attachments: int
+
+
+CHUNK_BYTES = 256 * 1024
+"""Attachments are kept in chunks of this size, the last one excepted."""
+UNSENT_HOURS = 24
+"""How long an attachment is kept that is in no thread."""
+PURGE_INTERVAL_SECONDS = 3600
 
 
 class ConversationStore(Store[RequestContext]):
@@ -171,6 +195,70 @@ class ConversationStore(Store[RequestContext]):
         self, thread_id: str, item_ids: Sequence[str], kind: FeedbackKind, context: RequestContext
     ) -> None:
         """Remember the user's verdict on each item, in place of an earlier one; all of them or none."""
+
+    @abstractmethod
+    async def save_attachment(self, attachment: Attachment, context: RequestContext) -> None:
+        """Save the attachment's metadata. Once it has a thread it keeps it: another one raises `AlreadySent`."""
+
+    @abstractmethod
+    async def reserve_attachment(
+        self, attachment: Attachment, size: int, max_storage_bytes: int, context: RequestContext
+    ) -> None:
+        """Save a new attachment and set `size` bytes aside for it.
+
+        Raises `QuotaExceeded` ("storage") where all of the user's attachments would pass `max_storage_bytes`; 0 is
+        no limit.
+        """
+
+    @abstractmethod
+    async def begin_upload(self, attachment_id: str, context: RequestContext) -> str:
+        """Return the name of a new upload, in place of one that has not ended; or raise `AlreadyUploaded`."""
+
+    @abstractmethod
+    async def write_chunk(
+        self,
+        attachment_id: str,
+        upload: str,
+        number: int,
+        data: bytes,
+        max_storage_bytes: int,
+        context: RequestContext,
+    ) -> None:
+        """Store a chunk of `CHUNK_BYTES` (the last may be shorter), numbered from 0.
+
+        Raises `AlreadyUploaded` where another upload has begun, `QuotaExceeded` as `reserve_attachment`.
+        """
+
+    @abstractmethod
+    async def finish_upload(self, attachment_id: str, upload: str, context: RequestContext) -> None:
+        """Declare the bytes complete; from now on they can be read and sent, and no more be changed."""
+
+    @abstractmethod
+    async def abandon_upload(self, attachment_id: str, upload: str, context: RequestContext) -> None:
+        """Delete the chunks of an upload that broke off; the attachment waits for its bytes again."""
+
+    @abstractmethod
+    async def load_attachment_size(self, attachment_id: str, context: RequestContext) -> int:
+        """Return the number of bytes of an attachment whose upload has finished; otherwise it is not found."""
+
+    @abstractmethod
+    async def read_chunk(self, attachment_id: str, number: int, context: RequestContext) -> bytes:
+        """Return a chunk of an attachment whose upload has finished; nothing beyond the last one."""
+
+    @abstractmethod
+    async def load_attachment_owner(self, attachment_id: str) -> str:
+        """Return the user whose attachment it is, for a signed link, which carries no token; or `NotFoundError`."""
+
+    @abstractmethod
+    async def load_link_key(self) -> bytes:
+        """Return the secret that links are signed with: 32 random bytes, the same for all processes."""
+
+    @abstractmethod
+    async def purge(self, retention_days: int, *, now: bool = False) -> Purged | None:
+        """Remove threads that were idle for so many days (0: none), and attachments that were not sent within a day.
+
+        Where another process has done so within the hour nothing happens, and None is returned, unless `now`.
+        """
 
     @abstractmethod
     async def add_usage(self, usage: Usage, context: RequestContext) -> None:

@@ -12,12 +12,18 @@ from pydantic import TypeAdapter
 
 from context import RequestContext
 from conversations import (
+    CHUNK_BYTES,
     HIDDEN_TYPES,
     LEASE_SECONDS,
     NO_QUOTA,
+    PURGE_INTERVAL_SECONDS,
+    UNSENT_HOURS,
+    AlreadySent,
+    AlreadyUploaded,
     ConversationStore,
     IncompatibleDatabase,
     LeaseLost,
+    Purged,
     Quota,
     QuotaExceeded,
     ThreadBusy,
@@ -55,6 +61,7 @@ MIGRATIONS = (
         allowed_image_domains TEXT,
         metadata TEXT NOT NULL,
         activity INTEGER NOT NULL,  -- the sequence number of the newest item
+        active_at REAL NOT NULL,  -- when it came, in seconds since 1970 by SQLite's clock
         UNIQUE (id, user_id)
     );
     CREATE INDEX threads_by_activity ON threads (user_id, activity);
@@ -126,10 +133,27 @@ MIGRATIONS = (
         user_id TEXT NOT NULL,
         thread_id TEXT,  -- null until it is sent
         body TEXT NOT NULL,
-        created_at TEXT NOT NULL,
+        size INTEGER NOT NULL,  -- bytes, as announced or as they came
+        upload TEXT,  -- the name of the upload that may write chunks
+        is_complete INTEGER NOT NULL,
+        created_at REAL NOT NULL,
         FOREIGN KEY (thread_id, user_id) REFERENCES threads (id, user_id) ON DELETE CASCADE
     );
     CREATE INDEX attachments_by_thread ON attachments (thread_id, user_id);
+    CREATE INDEX attachments_by_user ON attachments (user_id);
+
+    CREATE TABLE attachment_chunks (
+        attachment_id TEXT NOT NULL REFERENCES attachments (id) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        data BLOB NOT NULL,
+        PRIMARY KEY (attachment_id, number)
+    );
+
+    CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+    INSERT INTO secrets VALUES ('links', randomblob(32));
+
+    CREATE TABLE jobs (name TEXT PRIMARY KEY, ran_at REAL NOT NULL);
+    INSERT INTO jobs VALUES ('purge', 0);
     """,
 )
 """Append only: the number of entries is the schema's version. A migration leaves the previous release working."""
@@ -303,6 +327,11 @@ class SQLiteStore(ConversationStore):
     async def delete_thread_item(self, thread_id: str, item_id: str, context: RequestContext) -> None:
         def write(db: sqlite3.Connection) -> None:
             _require_lease(db, thread_id, context)
+            _delete_attachments_of(
+                db,
+                "items.thread_id = ? AND items.id = ? AND items.user_id = ?",
+                (thread_id, item_id, context.user_id),
+            )
             deleted = sum(
                 db.execute(
                     f"DELETE FROM {table} WHERE thread_id = ? AND id = ? AND user_id = ?",
@@ -325,10 +354,9 @@ class SQLiteStore(ConversationStore):
                 thread_id,
                 context.user_id,
             )
-            db.execute(
-                "DELETE FROM items WHERE thread_id = ? AND user_id = ? AND seq > ?",
-                (thread_id, context.user_id, seq),
-            )
+            later = "items.thread_id = ? AND items.user_id = ? AND items.seq > ?"
+            _delete_attachments_of(db, later, (thread_id, context.user_id, seq))
+            db.execute(f"DELETE FROM items WHERE {later}", (thread_id, context.user_id, seq))
 
         await self._write(write)
 
@@ -445,21 +473,136 @@ class SQLiteStore(ConversationStore):
         def write(db: sqlite3.Connection) -> None:
             if attachment.thread_id is not None:
                 _require_lease(db, attachment.thread_id, context)
+            row = {
+                "id": attachment.id,
+                "user_id": context.user_id,
+                "thread_id": attachment.thread_id,
+                "body": _attachment.dump_json(attachment).decode(),
+            }
             saved = db.execute(
-                f"INSERT INTO attachments VALUES (:id, :user_id, :thread_id, :body, {NOW_TEXT})"
+                "INSERT INTO attachments (id, user_id, thread_id, body, size, is_complete, created_at)"
+                f" VALUES (:id, :user_id, :thread_id, :body, 0, FALSE, {NOW})"
                 " ON CONFLICT DO UPDATE SET thread_id = excluded.thread_id, body = excluded.body"
-                " WHERE user_id = excluded.user_id",
-                {
-                    "id": attachment.id,
-                    "user_id": context.user_id,
-                    "thread_id": attachment.thread_id,
-                    "body": _attachment.dump_json(attachment).decode(),
-                },
+                " WHERE user_id = excluded.user_id AND (thread_id IS NULL OR thread_id = excluded.thread_id)",
+                row,
             )
             if saved.rowcount == 0:
-                raise NotFoundError(attachment.id)
+                _require_attachment(db, attachment.id, context)
+                raise AlreadySent(attachment.id)
 
         await self._write(write)
+
+    async def reserve_attachment(
+        self, attachment: Attachment, size: int, max_storage_bytes: int, context: RequestContext
+    ) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT INTO attachments (id, user_id, body, size, is_complete, created_at)"
+                f" VALUES (?, ?, ?, ?, FALSE, {NOW})",
+                (attachment.id, context.user_id, _attachment.dump_json(attachment).decode(), size),
+            )
+            _require_storage(db, max_storage_bytes, context)
+
+        await self._write(write)
+
+    async def begin_upload(self, attachment_id: str, context: RequestContext) -> str:
+        upload = new_id("task")
+
+        def write(db: sqlite3.Connection) -> None:
+            if _require_attachment(db, attachment_id, context)["is_complete"]:
+                raise AlreadyUploaded(attachment_id)
+            db.execute("DELETE FROM attachment_chunks WHERE attachment_id = ?", (attachment_id,))
+            db.execute("UPDATE attachments SET upload = ? WHERE id = ?", (upload, attachment_id))
+
+        await self._write(write)
+        return upload
+
+    async def write_chunk(
+        self,
+        attachment_id: str,
+        upload: str,
+        number: int,
+        data: bytes,
+        max_storage_bytes: int,
+        context: RequestContext,
+    ) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            attachment = _require_upload(db, attachment_id, upload, context)
+            db.execute("INSERT INTO attachment_chunks VALUES (?, ?, ?)", (attachment_id, number, data))
+            received = number * CHUNK_BYTES + len(data)
+            if received > attachment["size"]:
+                db.execute("UPDATE attachments SET size = ? WHERE id = ?", (received, attachment_id))
+                _require_storage(db, max_storage_bytes, context)
+
+        await self._write(write)
+
+    async def finish_upload(self, attachment_id: str, upload: str, context: RequestContext) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            _require_upload(db, attachment_id, upload, context)
+            db.execute(
+                "UPDATE attachments SET is_complete = TRUE, upload = NULL, size ="
+                " (SELECT coalesce(sum(length(data)), 0) FROM attachment_chunks WHERE attachment_id = attachments.id)"
+                " WHERE id = ?",
+                (attachment_id,),
+            )
+
+        await self._write(write)
+
+    async def abandon_upload(self, attachment_id: str, upload: str, context: RequestContext) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            _require_upload(db, attachment_id, upload, context)
+            db.execute("DELETE FROM attachment_chunks WHERE attachment_id = ?", (attachment_id,))
+            db.execute("UPDATE attachments SET upload = NULL WHERE id = ?", (attachment_id,))
+
+        await self._write(write)
+
+    async def load_attachment_size(self, attachment_id: str, context: RequestContext) -> int:
+        row = await self._read(lambda db: _require_attachment(db, attachment_id, context))
+        if not row["is_complete"]:
+            raise NotFoundError(attachment_id)
+        return int(row["size"])
+
+    async def read_chunk(self, attachment_id: str, number: int, context: RequestContext) -> bytes:
+        def read(db: sqlite3.Connection) -> bytes:
+            if not _require_attachment(db, attachment_id, context)["is_complete"]:
+                raise NotFoundError(attachment_id)
+            row = db.execute(
+                "SELECT data FROM attachment_chunks WHERE attachment_id = ? AND number = ?", (attachment_id, number)
+            ).fetchone()
+            return bytes(row["data"]) if row else b""
+
+        return await self._read(read)
+
+    async def load_attachment_owner(self, attachment_id: str) -> str:
+        row = await self._read(
+            lambda db: db.execute("SELECT user_id FROM attachments WHERE id = ?", (attachment_id,)).fetchone()
+        )
+        if row is None:
+            raise NotFoundError(attachment_id)
+        return str(row["user_id"])
+
+    async def load_link_key(self) -> bytes:
+        row = await self._read(lambda db: db.execute("SELECT value FROM secrets WHERE name = 'links'").fetchone())
+        return bytes(row["value"])
+
+    async def purge(self, retention_days: int, *, now: bool = False) -> Purged | None:
+        def write(db: sqlite3.Connection) -> Purged | None:
+            due = f"ran_at NOT BETWEEN {NOW} - {PURGE_INTERVAL_SECONDS} AND {NOW}"
+            claimed = db.execute(f"UPDATE jobs SET ran_at = {NOW} WHERE name = 'purge' AND (? OR {due})", (now,))
+            if claimed.rowcount == 0:
+                return None
+            unsent = db.execute(
+                f"DELETE FROM attachments WHERE thread_id IS NULL AND created_at < {NOW} - {UNSENT_HOURS * 3600}"
+            )
+            db.execute(f"DELETE FROM turn_starts WHERE started_at < {NOW} - 60")
+            idle = db.execute(
+                f"DELETE FROM threads WHERE ? > 0 AND active_at < {NOW} - ? * 86400.0 AND id NOT IN"
+                " (SELECT thread_id FROM leases)",
+                (retention_days, retention_days),
+            )
+            return Purged(threads=idle.rowcount, attachments=unsent.rowcount)
+
+        return await self._write(write)
 
     async def load_attachment(self, attachment_id: str, context: RequestContext) -> Attachment:
         def read(db: sqlite3.Connection) -> Attachment:
@@ -535,6 +678,38 @@ def _require_quota(db: sqlite3.Connection, quota: Quota, thread_id: str, context
         db.execute(f"INSERT INTO turn_starts VALUES (?, {NOW})", (user,))
 
 
+def _delete_attachments_of(db: sqlite3.Connection, condition: str, values: Sequence[str | int]) -> None:
+    """Delete the attachments of the messages that are about to be deleted."""
+    db.execute(
+        "DELETE FROM attachments WHERE id IN (SELECT json_extract(attachment.value, '$.id') FROM items,"
+        f" json_each(items.body, '$.attachments') AS attachment WHERE items.type = 'user_message' AND {condition})",
+        values,
+    )
+
+
+def _require_attachment(db: sqlite3.Connection, attachment_id: str, context: RequestContext) -> sqlite3.Row:
+    """Return the attachment's row; raise `NotFoundError`."""
+    row: sqlite3.Row | None = db.execute(
+        "SELECT * FROM attachments WHERE id = ? AND user_id = ?", (attachment_id, context.user_id)
+    ).fetchone()
+    if row is None:
+        raise NotFoundError(attachment_id)
+    return row
+
+
+def _require_upload(db: sqlite3.Connection, attachment_id: str, upload: str, context: RequestContext) -> sqlite3.Row:
+    row = _require_attachment(db, attachment_id, context)
+    if row["upload"] != upload:
+        raise AlreadyUploaded(attachment_id)
+    return row
+
+
+def _require_storage(db: sqlite3.Connection, most: int, context: RequestContext) -> None:
+    [used] = db.execute("SELECT sum(size) FROM attachments WHERE user_id = ?", (context.user_id,)).fetchone()
+    if most and used > most:
+        raise QuotaExceeded("storage", retry_after_seconds=UNSENT_HOURS * 3600)
+
+
 def _insert_thread(db: sqlite3.Connection, thread: ThreadMetadata, context: RequestContext) -> bool:
     row = thread_row(thread) | {
         "id": thread.id,
@@ -543,7 +718,7 @@ def _insert_thread(db: sqlite3.Connection, thread: ThreadMetadata, context: Requ
         "activity": _next_seq(db),
     }
     inserted = db.execute(
-        f"INSERT INTO threads ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})"
+        f"INSERT INTO threads ({', '.join(row)}, active_at) VALUES ({', '.join(f':{name}' for name in row)}, {NOW})"
         " ON CONFLICT DO NOTHING",
         row,
     )
@@ -569,7 +744,9 @@ def _put_item(db: sqlite3.Connection, thread_id: str, item: ThreadItem, context:
             row,
         )
         db.execute(
-            "UPDATE threads SET activity = max(activity, :seq) WHERE id = :thread_id AND user_id = :user_id", row
+            f"UPDATE threads SET activity = max(activity, :seq), active_at = {NOW}"
+            " WHERE id = :thread_id AND user_id = :user_id",
+            row,
         )
 
 

@@ -10,6 +10,7 @@ from chatkit.types import EndOfTurnItem, ThreadMetadata
 
 from context import RequestContext
 from conversations import IncompatibleDatabase, StoreUnavailable
+from service import eventually
 from sqlite import SQLiteFile
 from store import MIGRATIONS, open_store
 from test_store import NOON, alice, make_thread
@@ -107,10 +108,13 @@ async def test_an_address_that_is_no_file_is_refused(url: str) -> None:
 
 
 async def test_no_thread_of_the_database_outlives_the_store(file: Path) -> None:
-    before = threading.active_count()
+    def of_the_database() -> int:
+        return sum("_connection_worker_thread" in thread.name for thread in threading.enumerate())
+
+    before = of_the_database()
     async with open_store(f"sqlite:///{file}"):
-        assert threading.active_count() > before
+        assert of_the_database() > before
     with pytest.raises(RuntimeError, match="inside"):
         async with open_store(f"sqlite:///{file}"):
             raise RuntimeError("inside")
-    assert threading.active_count() == before
+    eventually(lambda: of_the_database() <= before)

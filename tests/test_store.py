@@ -16,6 +16,7 @@ from chatkit.types import (
     FileAttachment,
     GeneratedImageItem,
     HiddenContextItem,
+    InferenceOptions,
     SDKHiddenContextItem,
     StructuredInputItem,
     TaskItem,
@@ -28,7 +29,19 @@ from chatkit.types import (
 from pydantic import TypeAdapter
 
 from context import RequestContext
-from conversations import STOPPED, ConversationStore, LeaseLost, ThreadBusy
+from conversations import (
+    CHUNK_BYTES,
+    STOPPED,
+    AlreadySent,
+    AlreadyUploaded,
+    ConversationStore,
+    LeaseLost,
+    Purged,
+    Quota,
+    QuotaExceeded,
+    ThreadBusy,
+    Usage,
+)
 from store import open_store
 
 pytestmark = pytest.mark.anyio
@@ -334,6 +347,12 @@ ATTEMPTS: dict[str, Attempt] = {
     ),
     "delete_attachment": lambda store, thread: store.delete_attachment("atc_alice", bob()),
     "name_thread": lambda store, thread: store.name_thread(thread, "Bob's title", bob()),
+    "begin_upload": lambda store, thread: store.begin_upload("atc_alice", bob()),
+    "write_chunk": lambda store, thread: store.write_chunk("atc_alice", "upload", 0, b"x", 0, bob()),
+    "finish_upload": lambda store, thread: store.finish_upload("atc_alice", "upload", bob()),
+    "abandon_upload": lambda store, thread: store.abandon_upload("atc_alice", "upload", bob()),
+    "load_attachment_size": lambda store, thread: store.load_attachment_size("atc_alice", bob()),
+    "read_chunk": lambda store, thread: store.read_chunk("atc_alice", 0, bob()),
     "acquire_lease": lambda store, thread: store.acquire_lease(thread, "holder", bob()),
     "save_checkpoints": lambda store, thread: store.save_checkpoints(thread, [end("item_0", thread)], bob()),
     "end_turn": lambda store, thread: store.end_turn(thread, [end("item_0", thread)], bob()),
@@ -346,6 +365,10 @@ NOT_ABOUT_ONE_THING = {
     "renew_leases": "is about a process",
     "ping": "is about the database",
     "add_usage": "has a test of its own below",
+    "reserve_attachment": "makes a new one",
+    "load_attachment_owner": "is for a signed link",
+    "load_link_key": "is for signed links",
+    "purge": "is for the operator",
     "load_usage": "is for the operator",
     "load_feedback_counts": "is for the operator",
 }
@@ -524,6 +547,215 @@ async def test_an_attachment_comes_back_as_it_was_saved(store: ConversationStore
     await store.delete_attachment("atc_1", alice())
     with pytest.raises(NotFoundError):
         await store.load_attachment("atc_1", alice())
+
+
+def file(id: str = "atc_1", thread_id: str | None = None) -> FileAttachment:
+    return FileAttachment(id=id, name="a.txt", mime_type="text/plain", thread_id=thread_id)
+
+
+async def upload(store: ConversationStore, data: bytes, id: str = "atc_1") -> None:
+    """Make a whole attachment of Alice's."""
+    await store.reserve_attachment(file(id), len(data), 0, alice())
+    name = await store.begin_upload(id, alice())
+    for number, start in enumerate(range(0, len(data), CHUNK_BYTES)):
+        await store.write_chunk(id, name, number, data[start : start + CHUNK_BYTES], 0, alice())
+    await store.finish_upload(id, name, alice())
+
+
+async def test_an_attachments_bytes_come_back_once_they_are_complete(store: ConversationStore) -> None:
+    data = bytes(range(256)) * 1025
+    await upload(store, data)
+    assert await store.load_attachment_size("atc_1", alice()) == len(data)
+    chunks = [await store.read_chunk("atc_1", number, alice()) for number in range(3)]
+    assert b"".join(chunks) == data
+    assert chunks[2] == b""
+    assert await store.load_attachment_owner("atc_1") == "alice"
+
+
+async def test_an_upload_that_has_not_ended_cannot_be_read(store: ConversationStore) -> None:
+    await store.reserve_attachment(file(), 3, 0, alice())
+    name = await store.begin_upload("atc_1", alice())
+    await store.write_chunk("atc_1", name, 0, b"abc", 0, alice())
+    for read in (store.read_chunk("atc_1", 0, alice()), store.load_attachment_size("atc_1", alice())):
+        with pytest.raises(NotFoundError):
+            await read
+
+
+async def test_complete_bytes_do_not_change_and_the_newest_upload_wins(store: ConversationStore) -> None:
+    await store.reserve_attachment(file(), 3, 0, alice())
+    old = await store.begin_upload("atc_1", alice())
+    await store.write_chunk("atc_1", old, 0, b"old", 0, alice())
+    new = await store.begin_upload("atc_1", alice())
+    for late in (
+        store.write_chunk("atc_1", old, 1, b"old", 0, alice()),
+        store.finish_upload("atc_1", old, alice()),
+        store.abandon_upload("atc_1", old, alice()),
+    ):
+        with pytest.raises(AlreadyUploaded):
+            await late
+    await store.write_chunk("atc_1", new, 0, b"new", 0, alice())
+    await store.finish_upload("atc_1", new, alice())
+    with pytest.raises(AlreadyUploaded):
+        await store.begin_upload("atc_1", alice())
+    assert await store.read_chunk("atc_1", 0, alice()) == b"new"
+
+
+async def test_an_upload_that_was_abandoned_leaves_no_bytes_and_can_be_made_again(store: ConversationStore) -> None:
+    await store.reserve_attachment(file(), 3, 0, alice())
+    name = await store.begin_upload("atc_1", alice())
+    await store.write_chunk("atc_1", name, 0, b"abc", 0, alice())
+    await store.abandon_upload("atc_1", name, alice())
+    name = await store.begin_upload("atc_1", alice())
+    await store.finish_upload("atc_1", name, alice())
+    assert await store.load_attachment_size("atc_1", alice()) == 0
+
+
+async def test_a_users_attachments_together_stay_within_their_storage(store: ConversationStore) -> None:
+    await store.reserve_attachment(file("a"), 60, 100, alice())
+    await store.reserve_attachment(file("b"), 60, 100, bob())
+    with pytest.raises(QuotaExceeded):
+        await store.reserve_attachment(file("c"), 41, 100, alice())
+    await store.reserve_attachment(file("d"), 30, 100, alice())
+    name = await store.begin_upload("d", alice())
+    with pytest.raises(QuotaExceeded):
+        await store.write_chunk("d", name, 0, b"x" * 41, 100, alice())
+    await store.write_chunk("d", name, 0, b"x" * 40, 100, alice())
+
+
+async def test_an_attachment_that_was_sent_stays_in_its_thread(store: ConversationStore) -> None:
+    here, there = await make_thread(store), await make_thread(store)
+    await upload(store, b"abc")
+    await store.save_attachment(file(thread_id=here), alice())
+    await store.save_attachment(file(thread_id=here), alice())
+    with pytest.raises(AlreadySent):
+        await store.save_attachment(file(thread_id=there), alice())
+    await store.delete_thread(here, alice())
+    with pytest.raises(NotFoundError):
+        await store.read_chunk("atc_1", 0, alice())
+
+
+async def test_deleting_a_message_deletes_its_attachments(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=1)
+    for delete in ("one", "later"):
+        await upload(store, b"abc")
+        await store.save_attachment(file(thread_id=thread_id), alice())
+        said = UserMessageItem(
+            id="said",
+            thread_id=thread_id,
+            created_at=NOON,
+            content=[],
+            attachments=[file(thread_id=thread_id)],
+            inference_options=InferenceOptions(),
+        )
+        await store.add_thread_item(thread_id, said, alice())
+        if delete == "one":
+            await store.delete_thread_item(thread_id, "said", alice())
+        else:
+            await store.delete_items_after(thread_id, "item_0", alice())
+        with pytest.raises(NotFoundError):
+            await store.load_attachment("atc_1", alice())
+
+
+async def test_links_are_signed_with_one_secret_for_all_processes(database: str) -> None:
+    async with open_store(database) as here, open_store(database) as there:
+        assert await here.load_link_key() == await there.load_link_key()
+        assert len(await here.load_link_key()) == 32
+
+
+async def test_what_was_uploaded_and_not_sent_within_a_day_is_removed(store: Any) -> None:
+    thread_id = await make_thread(store)
+    for name in ("sent", "unsent", "new"):
+        await upload(store, b"abc", name)
+    await store.save_attachment(file("sent", thread_id), alice())
+    await age(store, "attachments", "created_at", 24.5 * 3600, "id <> 'new'")
+    assert await store.purge(0, now=True) == Purged(threads=0, attachments=1)
+    for name in ("sent", "new"):
+        await store.load_attachment(name, alice())
+    with pytest.raises(NotFoundError):
+        await store.load_attachment("unsent", alice())
+
+
+async def test_threads_that_were_idle_for_longer_than_the_retention_are_removed(store: Any) -> None:
+    old, new, forgotten = [await make_thread(store, items=1) for _ in range(3)]
+    await age(store, "threads", "active_at", 8 * 86400, f"id <> '{new}'")
+    await store.add_thread_item(old, end("new", old), alice())
+    assert await store.purge(0, now=True) == Purged(threads=0, attachments=0)
+    assert await store.purge(7, now=True) == Purged(threads=1, attachments=0)
+    assert {thread.id for thread in (await store.load_threads(10, None, "desc", alice())).data} == {old, new}
+    with pytest.raises(NotFoundError):
+        await store.load_thread(forgotten, alice())
+
+
+async def test_one_process_an_hour_removes(store: ConversationStore) -> None:
+    assert await store.purge(0) == Purged(threads=0, attachments=0)
+    assert await store.purge(0) is None
+
+
+async def age(store: Any, table: str, column: str, seconds: float, where: str) -> None:
+    """Make rows older than they are, in place of waiting."""
+    await store._write(lambda db: db.execute(f"UPDATE {table} SET {column} = {column} - {seconds} WHERE {where}"))
+
+
+async def test_usage_adds_up_by_user_and_model(store: ConversationStore) -> None:
+    for context, model in ((alice(), "small"), (alice(), "small"), (alice(), "large"), (bob(), "small")):
+        await store.add_usage(Usage("", "", model, 1, 10, 5), context)
+    used = [
+        (each.user_id, each.model, each.requests, each.input_tokens, each.output_tokens)
+        for each in await store.load_usage()
+    ]
+    assert used == [("alice", "large", 1, 10, 5), ("alice", "small", 2, 20, 10), ("bob", "small", 1, 10, 5)]
+
+
+async def test_a_title_is_given_once_and_never_over_another(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    assert await store.name_thread(thread_id, "First", alice())
+    assert not await store.name_thread(thread_id, "Second", alice())
+    assert (await store.load_thread(thread_id, alice())).title == "First"
+
+
+# --- quotas -------------------------------------------------------------------------------------------------------
+
+
+async def test_turns_in_a_minute_are_counted_for_each_user(store: ConversationStore) -> None:
+    quota = Quota(turns_per_minute=2)
+    threads = [await make_thread(store) for _ in range(3)]
+    for thread_id in threads[:2]:
+        await store.acquire_lease(thread_id, "holder", alice(), quota=quota)
+    with pytest.raises(QuotaExceeded) as caught:
+        await store.acquire_lease(threads[2], "holder", alice(), quota=quota)
+    assert (caught.value.quota, 0 < caught.value.retry_after_seconds <= 60) == ("turns_per_minute", True)
+    of_bob = await make_thread(store, context=bob())
+    await store.acquire_lease(of_bob, "holder", bob(), quota=quota)
+
+
+async def test_turns_at_once_are_counted_until_they_end(store: ConversationStore) -> None:
+    quota = Quota(concurrent_turns=1)
+    first, second = await make_thread(store), await make_thread(store)
+    lease = await store.acquire_lease(first, "holder", alice(), quota=quota)
+    with pytest.raises(QuotaExceeded):
+        await store.acquire_lease(second, "holder", alice(), quota=quota)
+    await store.end_turn(first, [], RequestContext("alice", lease=lease))
+    await store.acquire_lease(second, "holder", alice(), quota=quota)
+
+
+async def test_tokens_of_the_day_are_counted(store: ConversationStore) -> None:
+    quota, thread_id = Quota(tokens_per_day=15), await make_thread(store)
+    await store.add_usage(Usage("", "", "m", 1, 10, 4), alice())
+    lease = await store.acquire_lease(thread_id, "holder", alice(), quota=quota)
+    await store.end_turn(thread_id, [], RequestContext("alice", lease=lease))
+    await store.add_usage(Usage("", "", "m", 1, 0, 1), alice())
+    with pytest.raises(QuotaExceeded) as caught:
+        await store.acquire_lease(thread_id, "holder", alice(), quota=quota)
+    assert 0 < caught.value.retry_after_seconds <= 86400
+
+
+async def test_a_new_thread_over_quota_is_not_stored(store: ConversationStore) -> None:
+    quota, thread = Quota(concurrent_turns=1), ThreadMetadata(id="thr_new", created_at=NOON)
+    await store.acquire_lease(await make_thread(store), "holder", alice(), quota=quota)
+    with pytest.raises(QuotaExceeded):
+        await store.acquire_lease("thr_new", "holder", alice(), quota=quota, new_thread=thread)
+    with pytest.raises(NotFoundError):
+        await store.load_thread("thr_new", alice())
 
 
 # --- writes -------------------------------------------------------------------------------------------------------
