@@ -21,13 +21,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from attachments import Attachments, LinkRefused
 from auth import InvalidToken, KeysUnavailable, TokenMissing, bearer_token
 from check import verifier_of
 from context import LOCAL_USER, RequestContext
-from conversations import Quota, QuotaExceeded, StoreUnavailable, ThreadBusy
-from failures import Refused, log_failure, quota_words
+from conversations import AlreadySent, AlreadyUploaded, Quota, QuotaExceeded, StoreUnavailable, ThreadBusy
+from dictation import Dictation, DictationFailed
+from failures import Refused, log_failure, quota_words, words_for
+from files import file_routes
 from local import Forbidden, LocalAccess
-from provider import open_provider, run_config
+from provider import open_upstream, run_config
 from server import AgentModule, ChatServer
 from settings import Settings, SettingsError, is_loopback, load_environ
 from sockets import listening_hosts
@@ -47,6 +50,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         routes=[
             Route("/chatkit", chatkit, methods=["POST"]),
             Route("/api/chatkit", chatkit, methods=["POST"]),
+            *file_routes(authenticate),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
         ],
@@ -72,8 +76,8 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
     async def open_all(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         agent = AgentModule.load(settings.agent)
         async with AsyncExitStack() as stack:
-            provider = await stack.enter_async_context(
-                open_provider(
+            upstream = await stack.enter_async_context(
+                open_upstream(
                     api_key=settings.openai_api_key,
                     base_url=settings.openai_base_url,
                     api=settings.openai_api,
@@ -86,6 +90,13 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
             if not (settings.jwks_url or settings.allow_anonymous):
                 await stack.enter_async_context(_loopback_only())
             store = await stack.enter_async_context(open_store(settings.database_url, settings.table_prefix))
+            attachments = Attachments(
+                store,
+                await store.load_link_key(),
+                max_bytes=settings.max_attachment_bytes,
+                types=settings.attachment_types,
+                max_storage_bytes=settings.max_storage_bytes_per_user,
+            )
             turns = await stack.enter_async_context(
                 Turns.running(
                     store,
@@ -96,17 +107,29 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
             )
             server = ChatServer(
                 store,
+                attachments,
                 turns,
                 agent,
                 run_config(
-                    provider, api=settings.openai_api, store=settings.openai_store, tracing=settings.agents_tracing
+                    upstream.models,
+                    api=settings.openai_api,
+                    store=settings.openai_store,
+                    tracing=settings.agents_tracing,
                 ),
                 models=settings.models,
                 history_items=settings.history_items,
                 can_cancel=settings.on_disconnect == "cancel",
                 ask_for_titles=not settings.offline,
+                dictation=Dictation(upstream.client, settings.transcribe_model) if upstream.client else None,
             )
-            yield {"settings": settings, "verifier": verifier, "local": local, "store": store, "server": server}
+            yield {
+                "settings": settings,
+                "verifier": verifier,
+                "local": local,
+                "store": store,
+                "attachments": attachments,
+                "server": server,
+            }
 
     return open_all
 
@@ -175,11 +198,12 @@ async def readyz(request: Request) -> Response:
 
 async def authenticate(request: Request) -> RequestContext:
     """Return who is asking: the only place where a `RequestContext` is made for a request."""
-    headers, verifier = request.headers, request.state.verifier
+    headers, verifier, settings = request.headers, request.state.verifier, request.state.settings
+    base_url = settings.public_url or str(request.base_url).rstrip("/")
     locale = headers.get("accept-language", "").partition(",")[0].partition(";")[0].strip()[:35] or None
     if verifier:
         claims = await verifier.verify(bearer_token(headers.getlist("authorization")))
-        return RequestContext(claims.user_id, claims.all, locale, request.state.request_id)
+        return RequestContext(claims.user_id, claims.all, locale, request.state.request_id, base_url)
     request.state.local.require(
         host=headers.get("host", ""),
         origin=headers.get("origin"),
@@ -187,7 +211,7 @@ async def authenticate(request: Request) -> RequestContext:
         server_address=(request.scope.get("server") or [None])[0],
         forwarded="x-forwarded-for" in headers,
     )
-    return RequestContext(LOCAL_USER, locale=locale, request_id=request.state.request_id)
+    return RequestContext(LOCAL_USER, locale=locale, request_id=request.state.request_id, base_url=base_url)
 
 
 async def read_json(request: Request) -> bytes:
@@ -259,6 +283,7 @@ REFUSED_STATUS = {
     "bad_json": 400,
     "conflict": 409,
     "too_large": 413,
+    "bad_range": 416,
     "unsupported_type": 415,
     "unknown_operation": 422,
     "bad_params": 422,
@@ -283,6 +308,11 @@ def on_quota(request: Request, error: Any) -> Response:
     return answer(429, "quota", quota_words(error), {"retry-after": str(error.retry_after_seconds)})
 
 
+def on_dictation_failed(request: Request, error: Any) -> Response:
+    log_failure(log, "dictation failed", error.__cause__)
+    return answer(502, "model_failed", words_for(error.__cause__).message or "", {"retry-after": "5"})
+
+
 def on_http_exception(request: Request, error: Any) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
     return answer(error.status_code, code, f"{error.detail}: {request.method} {request.url.path}", error.headers)
@@ -301,6 +331,10 @@ EXCEPTION_HANDLERS: Mapping[Any, Callable[[Request, Any], Response | Awaitable[R
     TokenMissing: on_auth_error,
     InvalidToken: on_auth_error,
     KeysUnavailable: fixed(503, KeysUnavailable.code, KeysUnavailable.message, retry_after="5"),
+    LinkRefused: fixed(403, "link_refused", "This link has ended or was changed. Reload the conversation."),
+    AlreadyUploaded: fixed(409, "conflict", "This file is here already. Attach it anew to change it."),
+    AlreadySent: fixed(409, "conflict", "This file is part of another conversation. Attach it anew."),
+    DictationFailed: on_dictation_failed,
     Forbidden: lambda request, error: answer(403, "forbidden", error.message),
     NotFoundError: fixed(404, "not_found", "It does not exist, or is not yours."),
     ThreadBusy: fixed(409, "thread_busy", "An answer is still being written here. Wait for it, or stop it."),

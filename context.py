@@ -21,6 +21,8 @@ class RequestContext:
     """The client's first `Accept-Language` tag, such as `de-CH`."""
     request_id: str = ""
     """Stands in the log, in the `x-request-id` header, and in the call to the model."""
+    base_url: str = ""
+    """Where the client finds this service, for links in its answers."""
     lease: str | None = field(default=None, repr=False, compare=False)
     """Set while a turn runs: the store then refuses this request's writes to a thread that another turn has taken."""
     loaded_threads: dict[str, ThreadMetadata] = field(default_factory=dict, repr=False, compare=False)

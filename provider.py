@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx2
@@ -24,16 +24,24 @@ from demo import DemoProvider
 KEEPALIVE_SECONDS = 30.0
 
 
+@dataclass(frozen=True)
+class Upstream:
+    """What answers: the models, and the client of the server that they are on; the demo has none."""
+
+    models: ModelProvider
+    client: AsyncOpenAI | None = None
+
+
 @asynccontextmanager
-async def open_provider(
+async def open_upstream(
     *, api_key: str | None, base_url: str | None, api: str, max_connections: int, timeout_seconds: float
-) -> AsyncIterator[ModelProvider]:
-    """Yield the provider of all models. With neither key nor base URL it is the demo's.
+) -> AsyncIterator[Upstream]:
+    """Yield what answers. With neither key nor base URL it is the demo.
 
     Connecting and waiting for the first token may be tried twice more; a stream that broke off is not tried again.
     """
     if not (api_key or base_url):
-        yield DemoProvider()
+        yield Upstream(DemoProvider())
         return
     http_client = DefaultAsyncHttpx2Client(
         limits=httpx2.Limits(
@@ -44,7 +52,7 @@ async def open_provider(
         timeout=httpx2.Timeout(timeout_seconds, connect=10.0),
     )
     async with AsyncOpenAI(api_key=api_key or "none", base_url=base_url, http_client=http_client) as client:
-        yield OpenAIProvider(openai_client=client, use_responses=api == "responses")
+        yield Upstream(OpenAIProvider(openai_client=client, use_responses=api == "responses"), client)
 
 
 def run_config(provider: ModelProvider, *, api: str, store: bool, tracing: bool) -> RunConfig:

@@ -54,8 +54,10 @@ from chatkit.types import (
     is_streaming_req,
 )
 
+from attachments import Attachments, KeptImages
 from context import RequestContext
 from conversations import ConversationStore, QuotaExceeded, StoreUnavailable, ThreadBusy, Usage, is_hidden
+from dictation import Dictation
 from failures import Refused, log_failure, words_for
 from history import DescribeTag, HistoryConverter, ToolResults, load_history
 from provider import letters_in, model_name, usage_of, with_reasoning_kept
@@ -111,6 +113,7 @@ class ChatServer(ChatKitServer[RequestContext]):
     def __init__(
         self,
         store: ConversationStore,
+        attachments: Attachments,
         turns: Turns,
         agent: AgentModule,
         run_config: RunConfig,
@@ -119,8 +122,10 @@ class ChatServer(ChatKitServer[RequestContext]):
         history_items: int = 100,
         can_cancel: bool = True,
         ask_for_titles: bool = False,
+        dictation: Dictation | None = None,
     ):
-        super().__init__(store)
+        super().__init__(store, attachments)
+        self._attachments = attachments
         self._turns = turns
         self._agent = agent
         self._run_config = run_config
@@ -128,6 +133,7 @@ class ChatServer(ChatKitServer[RequestContext]):
         self._history_items = history_items
         self._can_cancel = can_cancel
         self._ask_for_titles = ask_for_titles
+        self._dictation = dictation
 
     async def process(
         self, request: str | bytes | bytearray, context: RequestContext
@@ -154,14 +160,24 @@ class ChatServer(ChatKitServer[RequestContext]):
         async with self._turns.opening(request.params.thread_id, context) as leased:
             thread = await self.store.load_thread(request.params.thread_id, leased)
             _require_active(thread)
-            return self._turns.start(thread, leased, await self._prepare(request, thread, leased))
+            events = await self._prepare(request, thread, leased)
+            return self._turns.start(thread, leased, events, self._attachments.present_event)
 
     async def _open_thread(self, message_input: UserMessageInput, context: RequestContext) -> StreamingResult:
         thread = ThreadMetadata(id=self.store.generate_thread_id(context), created_at=datetime.now(UTC))
         message = await self._build_user_message_item(message_input, thread, context)
         async with self._turns.opening(thread.id, context, new_thread=thread) as leased:
             created = ThreadCreatedEvent(thread=thread_response(thread))
-            return self._turns.start(thread, leased, self._answer_message(thread, message, leased, created))
+            events = self._answer_message(thread, message, leased, created)
+            return self._turns.start(thread, leased, events, self._attachments.present_event)
+
+    async def _build_user_message_item(
+        self, input: UserMessageInput, thread: ThreadMetadata, context: RequestContext
+    ) -> UserMessageItem:
+        for attachment_id in input.attachments:
+            attachment = await self.store.load_attachment(attachment_id, context)
+            await self._attachments.require_sendable(attachment, thread.id, context)
+        return await super()._build_user_message_item(input, thread, context)
 
     async def _prepare(self, request: OnThread, thread: ThreadMetadata, context: RequestContext) -> Events:
         """Check all that the request asks for, and return the events that answer it; nothing is written yet."""
@@ -251,12 +267,14 @@ class ChatServer(ChatKitServer[RequestContext]):
         agent = await self._make_agent(context)
         items = await load_history(self.store, thread.id, self._history_items, context)
         config = await self._config_for(agent, agent_context, items, input_user_message)
-        model_input = await HistoryConverter(context, self._agent.describe_tag).to_agent_input(items)
+        converter = HistoryConverter(self._attachments, context, self._agent.describe_tag)
+        model_input = await converter.to_agent_input(items)
         run = Runner.run_streamed(agent, model_input, context=agent_context, run_config=config)
         letters = 0
         try:
-            results = ToolResults(OwnIds(run), agent_context)
-            async for event in stream_agent_response(agent_context, results):  # type: ignore[arg-type]
+            results: Any = ToolResults(OwnIds(run), agent_context)
+            images = KeptImages(self._attachments, self.store, thread.id, context)
+            async for event in stream_agent_response(agent_context, results, converter=images):
                 yield event
                 letters += letters_in(event)
         except ModelRefusalError as refusal:
@@ -371,6 +389,7 @@ class ChatServer(ChatKitServer[RequestContext]):
             await self.store.save_item(thread.id, item, context)  # what a client was shown is kept
             if is_hidden(item):
                 return SyncCustomActionResponse()
+            return SyncCustomActionResponse(updated_item=self._attachments.present_item(item, context))
         return response
 
     async def _load_sender(self, params: ThreadCustomActionParams, context: RequestContext) -> WidgetItem | None:
@@ -389,6 +408,7 @@ class ChatServer(ChatKitServer[RequestContext]):
                 items = await self.store.load_thread_items(
                     params.thread_id, params.after, params.limit or PAGE_SIZE, params.order, context, hidden=False
                 )
+                items.data = [self._attachments.present_item(item, context) for item in items.data]
                 return encode(items)
             case ThreadsDeleteReq(params=params):
                 await self.store.delete_thread(params.thread_id, context)
@@ -401,15 +421,21 @@ class ChatServer(ChatKitServer[RequestContext]):
                 sender = await self._load_sender(params, context)
                 _require_active(thread)
                 return encode(await self.sync_action(thread, params.action, sender, context))
-            case AttachmentsCreateReq() | AttachmentsDeleteReq():
-                raise Refused("not_configured", "This service takes no attachments.")
-            case InputTranscribeReq():
-                raise Refused("not_configured", "This service takes no dictation.")
+            case AttachmentsCreateReq(params=params):  # ChatKit 1.6.5 would store the link that the answer carries
+                return encode(await self._attachments.create_attachment(params, context))
+            case AttachmentsDeleteReq(params=params):
+                await self.store.delete_attachment(params.attachment_id, context)
+                return b"{}"
+            case InputTranscribeReq(params=params):
+                if self._dictation is None:
+                    raise Refused("not_configured", "No model is configured that could take dictation.")
+                return encode(await self._dictation.transcribe(params))
         return await super()._process_non_streaming(request, context)
 
     async def _load_full_thread(self, thread_id: str, context: RequestContext) -> Thread:
         thread = await self.store.load_thread(thread_id, context)
         items = await self.store.load_thread_items(thread_id, None, PAGE_SIZE, "asc", context, hidden=False)
+        items.data = [self._attachments.present_item(item, context) for item in items.data]
         return Thread(**thread.model_dump(), items=items)
 
     async def add_feedback(

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from enum import Enum, auto
@@ -55,6 +55,8 @@ RENEWAL_SECONDS = 3.0
 MAX_UNREAD_BYTES = 8 * 1024 * 1024
 
 Events = AsyncGenerator[ThreadStreamEvent, None]
+Present = Callable[[ThreadStreamEvent, RequestContext], ThreadStreamEvent]
+"""Makes of an event what its client is to see, with links for instance; what is stored is the event itself."""
 
 
 class Stopped(Enum):
@@ -84,8 +86,9 @@ class Turn(StreamingResult):
     not cancelled again: a cancelled response scope would do that at every await.
     """
 
-    def __init__(self, store: ConversationStore, thread: ThreadMetadata, context: RequestContext):
+    def __init__(self, store: ConversationStore, thread: ThreadMetadata, context: RequestContext, present: Present):
         self.context = context
+        self._present = present
         self.thread = thread
         self.open_items = OpenItems()
         self.stopped: Stopped | None = None
@@ -235,7 +238,7 @@ class Turn(StreamingResult):
     def _send(self, event: ThreadStreamEvent) -> None:
         if not self._listening or ((item := getattr(event, "item", None)) is not None and is_hidden(item)):
             return
-        chunk = b"data: " + encode(event) + b"\n\n"
+        chunk = b"data: " + encode(self._present(event, self.context)) + b"\n\n"
         self._unread.append(chunk)
         self._unread_bytes += len(chunk)
         self._news.set()
@@ -317,9 +320,9 @@ class Turns:
                     raise
                 await asyncio.sleep(0.1)
 
-    def start(self, thread: ThreadMetadata, context: RequestContext, events: Events) -> Turn:
+    def start(self, thread: ThreadMetadata, context: RequestContext, events: Events, present: Present) -> Turn:
         """Run the events of a thread whose lease the context has."""
-        turn = Turn(self._store, thread, context)
+        turn = Turn(self._store, thread, context, present)
         self._live[thread.id] = turn
         turn.start(events, self._timeout_seconds).add_done_callback(lambda _: self._forget(turn))
         return turn

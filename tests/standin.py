@@ -102,6 +102,8 @@ class StandIn:
         self.otherwise: list[Step] = [Say("Hello from the stand-in.")]
         self.title: str | Hang | Fail = "A title"
         self.asked_for_titles: list[Asked] = []
+        self.heard = b""
+        self.fails: Fail | None = None
         self._scripts: deque[list[Step]] = deque()
         self._numbers = count(1)
 
@@ -114,6 +116,7 @@ class StandIn:
         self._scripts.clear()
         self.otherwise = [Say("Hello from the stand-in.")]
         self.title = "A title"
+        self.fails = None
         self.asked_for_titles.clear()
 
     @property
@@ -125,6 +128,7 @@ class StandIn:
             routes=[
                 Route("/v1/responses", self._answer, methods=["POST"]),
                 Route("/v1/chat/completions", self._answer, methods=["POST"]),
+                Route("/v1/audio/transcriptions", self._transcribe, methods=["POST"]),
             ]
         )
 
@@ -145,6 +149,16 @@ class StandIn:
             asked.ended = "answered"
             return JSONResponse(wire.whole(steps))
         return StreamingResponse(self._stream(asked, wire, steps), media_type="text/event-stream")
+
+    async def _transcribe(self, request: Request) -> Response:
+        async with request.form() as form:
+            audio: Any = form["file"]
+            self.heard = await audio.read()
+            asked = {"model": form["model"], "name": audio.filename, "type": audio.content_type}
+        self.asked.append(Asked(request.url.path, asked, dict(request.headers), "answered"))
+        if self.fails:
+            return _failure(self.fails)
+        return JSONResponse({"text": f"I heard {len(self.heard)} bytes."})
 
     async def _title(self, asked: Asked) -> Response:
         self.asked_for_titles.append(asked)

@@ -78,20 +78,50 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
         404,
         "not_found",
     ),
-    "an attachment": (
-        {"type": "attachments.create", "params": {"name": "a", "size": 1, "mime_type": "text/plain"}},
-        422,
-        "not_configured",
+    "an attachment of a type that is not taken": (
+        {"type": "attachments.create", "params": {"name": "a", "size": 1, "mime_type": "text/html"}},
+        415,
+        "unsupported_type",
     ),
-    "deleting an attachment": (
+    "an attachment that is too large": (
+        {"type": "attachments.create", "params": {"name": "a", "size": 20971521, "mime_type": "text/plain"}},
+        413,
+        "too_large",
+    ),
+    "an empty attachment": (
+        {"type": "attachments.create", "params": {"name": "a", "size": 0, "mime_type": "text/plain"}},
+        422,
+        "bad_params",
+    ),
+    "an attachment with a path": (
+        {"type": "attachments.create", "params": {"name": "../a", "size": 1, "mime_type": "text/plain"}},
+        422,
+        "bad_params",
+    ),
+    "deleting an attachment that is not there": (
         {"type": "attachments.delete", "params": {"attachment_id": "atc_none"}},
-        422,
-        "not_configured",
+        404,
+        "not_found",
     ),
-    "dictation": (
-        {"type": "input.transcribe", "params": {"audio_base64": "AAAA", "mime_type": "audio/webm"}},
+    "dictation that is no base64": (
+        {"type": "input.transcribe", "params": {"audio_base64": "!!!!", "mime_type": "audio/webm"}},
         422,
-        "not_configured",
+        "bad_params",
+    ),
+    "dictation with bad padding": (
+        {"type": "input.transcribe", "params": {"audio_base64": "abc", "mime_type": "audio/webm"}},
+        422,
+        "bad_params",
+    ),
+    "dictation of nothing": (
+        {"type": "input.transcribe", "params": {"audio_base64": "", "mime_type": "audio/webm"}},
+        422,
+        "bad_params",
+    ),
+    "dictation of another type": (
+        {"type": "input.transcribe", "params": {"audio_base64": "AAAA", "mime_type": "audio/wav"}},
+        415,
+        "unsupported_type",
     ),
 }
 
@@ -152,7 +182,7 @@ def test_a_body_over_a_mebibyte_is_refused_unless_it_is_dictation(client: Client
     response = post(client, long)
     assert (response.status_code, response.json()["code"]) == (413, "too_large")
     spoken = {"type": "input.transcribe", "params": {"audio_base64": "A" * 30_000_000, "mime_type": "audio/webm"}}
-    assert post(client, spoken).json()["code"] == "not_configured"
+    assert post(client, spoken).json()["text"].startswith("I heard")
     spoken["params"]["audio_base64"] = "A" * 36_000_000
     assert post(client, spoken).json()["code"] == "too_large"
 

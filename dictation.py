@@ -1,0 +1,48 @@
+"""Dictation: from what somebody said to what they would have typed. Nothing of it is stored."""
+
+import base64
+import binascii
+
+import openai
+from chatkit.types import InputTranscribeParams, TranscriptionResult
+from openai import AsyncOpenAI
+
+from failures import Refused
+
+MAX_AUDIO_BYTES = 25 * 1024 * 1024
+"""As OpenAI's audio API has it."""
+AUDIO_TYPES = {"audio/webm": "webm", "audio/ogg": "ogg", "audio/mp4": "mp4"}
+"""What the ChatKit panel records, and the file names that the audio API knows them by."""
+
+
+class DictationFailed(Exception):
+    """The model behind the audio API failed; its cause says how."""
+
+
+class Dictation:
+    """Transcribes with one model of OpenAI's audio API, or of a compatible server's."""
+
+    def __init__(self, client: AsyncOpenAI, model: str):
+        self._client = client
+        self._model = model
+
+    async def transcribe(self, params: InputTranscribeParams) -> TranscriptionResult:
+        """Raise `Refused` for what is no audio of a known type, `DictationFailed` where the model fails."""
+        media_type = params.mime_type.partition(";")[0].strip().lower()
+        if media_type not in AUDIO_TYPES:
+            raise Refused("unsupported_type", f"Dictation takes {', '.join(AUDIO_TYPES)}.")
+        try:
+            data = base64.b64decode(params.audio_base64, validate=True)
+        except (binascii.Error, ValueError):
+            raise Refused("bad_params", "params.audio_base64 is not base64.") from None
+        if not data:
+            raise Refused("bad_params", "The recording is empty.")
+        if len(data) > MAX_AUDIO_BYTES:
+            raise Refused("too_large", f"The recording is longer than {MAX_AUDIO_BYTES} bytes.")
+        try:
+            heard = await self._client.audio.transcriptions.create(
+                model=self._model, file=(f"speech.{AUDIO_TYPES[media_type]}", data, media_type)
+            )
+        except openai.OpenAIError as error:
+            raise DictationFailed from error
+        return TranscriptionResult(text=heard.text)
