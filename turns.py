@@ -166,7 +166,7 @@ class Turn(StreamingResult):
             await self._end([stopped_marker(self.thread.id)], self._words_for_stop())
         except (LeaseLost, NotFoundError) as error:  # another turn has the thread, or it is deleted: write no more
             log.warning("turn on thread %s ended: %s", self.thread.id, type(error).__name__)
-            self._send(ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST]))
+            await self._end([], ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST]))
         except Exception as error:
             words = words_for(error)
             log_failure(log, f"turn on thread {self.thread.id} failed", error)
@@ -215,8 +215,9 @@ class Turn(StreamingResult):
         items, empty = self.open_items.close()
         try:
             await self._store.end_turn(self.thread.id, [*items, *more], self.context)
-        except (LeaseLost, NotFoundError):
-            return
+        except (LeaseLost, NotFoundError):  # what is open now is not this turn's to store any more
+            if self.stopped is not Stopped.THREAD_DELETED:
+                error = error or ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST])
         except StoreUnavailable as unavailable:  # the lease will run out, and the checkpoints become items then
             log_failure(log, f"the end of a turn on thread {self.thread.id} could not be stored", unavailable)
             error = error or words_for(unavailable)
