@@ -79,6 +79,14 @@ async def show_half_a_widget(wrapper: Context) -> str:
 
 
 @function_tool
+async def rest(wrapper: Context) -> str:
+    """Never come back."""
+    await wrapper.context.stream(ProgressUpdateEvent(text="Resting"))
+    await asyncio.sleep(3600)
+    return "never"
+
+
+@function_tool
 async def work(wrapper: Context) -> str:
     """Work through a workflow of two tasks."""
     context = wrapper.context
@@ -167,6 +175,7 @@ TOOLS = [
     show_widget,
     show_slow_widget,
     show_half_a_widget,
+    rest,
     work,
     pick_file,
     ask_form,
