@@ -24,10 +24,14 @@ class Stream:
         self.socket = socket.socket()
         if receive_buffer_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        self.socket.connect((address.hostname, address.port))
-        self.socket.sendall(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
         self.ended = False
         self._received = bytearray()
+        try:
+            self.socket.connect((address.hostname, address.port))
+            self.socket.sendall(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
+        except BaseException:
+            self.socket.close()
+            raise
 
     @classmethod
     def create(cls, url: str, text: str = "Hello", **options: Any) -> Self:

@@ -275,7 +275,7 @@ def process(directory: Path, *arguments: str, **environ: str) -> Iterator[Proces
     try:
         url = eventually(lambda: address(started, log, begin), 30, "the start of the service")
         with closing(Process(started, log, url)) as running:
-            eventually(lambda: _is_up(running), 30, "the readiness of the service")
+            eventually(lambda: is_up(running), 30, "the readiness of the service")
             yield running
     finally:
         if started.poll() is None:
@@ -284,13 +284,17 @@ def process(directory: Path, *arguments: str, **environ: str) -> Iterator[Proces
 
 
 def address(process: subprocess.Popen[bytes], log: Path, begin: int) -> str | None:
-    text = log.read_bytes()[begin:].decode()
-    assert process.poll() is None, f"the service ended:\n{text}"
-    found = re.search(r"listening on (http://\S+)", text)
+    assert process.poll() is None, f"the service ended:\n{log.read_bytes()[begin:].decode()}"
+    return address_in(log, begin)
+
+
+def address_in(log: Path, begin: int) -> str | None:
+    """Return where the service listens, as it says in its log behind this byte."""
+    found = re.search(r"listening on (http://\S+)", log.read_bytes()[begin:].decode())
     return found.group(1) if found else None
 
 
-def _is_up(client: Client) -> bool:
+def is_up(client: Client) -> bool:
     try:
         return client.http.get("/readyz").status_code == 200
     except httpx2.TransportError:

@@ -1,6 +1,5 @@
 """What survives when clients vanish, services die, and models hang: over real sockets and real processes."""
 
-import contextlib
 import json
 import os
 import random
@@ -35,6 +34,7 @@ from service import (
 )
 from standin import Begin, Break, Call, Echo, Fail, FailLater, Hang, Reason, Say, StandIn, Step, Wait
 from turns import MAX_UNREAD_BYTES
+from warm import Warm, forked
 
 Item = dict[str, Any]
 
@@ -272,6 +272,31 @@ def test_a_model_that_hangs_is_ended_in_words_for_the_user(model: StandIn, datab
     assert rows(database, "SELECT type FROM items ORDER BY seq")[-1] == ("sdk_hidden_context",)
 
 
+def test_letters_that_a_server_cut_in_half_do_not_end_the_answer(own_service: InProcess, model: StandIn) -> None:
+    model.will(Reason("Half \ud83d"), Say("Half \ud83d and two halves \ud83d\ude00"))
+    events = own_service.create()
+    assert errors_of(events) == []
+    *_, answer = stored = own_service.items(thread_of(events))
+    assert text_of(answer) == "Half \ufffd and two halves \U0001f600"
+    assert stored == fold(events)
+
+
+def test_an_open_item_that_no_database_takes_ends_with_its_turn_and_disturbs_no_other(
+    own_service: InProcess, model: StandIn, database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.will(Call("whisper_half_a_letter"))
+    with Stream.create(own_service.url) as bad:
+        thread_id = thread_of(bad.read_until(lambda events: len(events) == 3))
+        eventually(lambda: "could not be kept" in caplog.text, what="the attempt to write it")
+        model.will(Begin("Half an answer"), Hang())
+        with Stream.create(own_service.url) as good:
+            good.read_until(seen_text("Half an answer"))
+            eventually(lambda: rows(database, "SELECT * FROM checkpoints"), what="the other turn's checkpoint")
+        bad.leave()
+    eventually(lambda: not rows(database, "SELECT * FROM leases"), what="the end of both turns")
+    assert text_of(fold(own_service.say(thread_id))[-1]) == "Hello from the stand-in."
+
+
 # --- shutting down ------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +394,8 @@ class Witness:
         """Items as they were seen more than a second before a kill that found them open."""
         self.renamed: dict[str, str] = {}
         """Titles of threads whose change was acknowledged."""
+        self.refused: list[str] = []
+        """What a living service did not answer."""
         self._lock = threading.Lock()
 
     def load(self, url: str, killed: threading.Event, clients: int = 4) -> list[threading.Thread]:
@@ -381,12 +408,16 @@ class Witness:
         while not killed.is_set():
             with self._lock:
                 chosen = self.chance.choice(self.answered) if self.answered and self.chance.random() < 0.5 else None
-            with contextlib.suppress(OSError, httpx2.TransportError):
+            try:
                 self._turn(url, chosen, killed)
+            except (OSError, httpx2.TransportError) as error:
+                if not killed.is_set():
+                    self.refused.append(repr(error))
 
     def _turn(self, url: str, thread_id: str | None, killed: threading.Event) -> None:
         seen_at: list[tuple[float, int]] = []
-        with Stream.say(url, thread_id) if thread_id else Stream.create(url) as stream:
+        text = "One word follows another until the end. " * (7 if self.chance.random() < 0.5 else 1)  # 0.2 or 1.5 s
+        with Stream.say(url, thread_id, text) if thread_id else Stream.create(url, text) as stream:
             while not stream.ended:
                 stream.read(0.05)
                 seen_at.append((time.monotonic(), len(stream.seen)))
@@ -415,32 +446,32 @@ class Witness:
 def test_30_kills_under_load_lose_nothing_that_was_acknowledged(
     model: StandIn, tmp_path: Path, chance: random.Random
 ) -> None:
-    model.otherwise = [Say("One word follows another until the end. " * 6, gap=0.03)]  # 1.5 s
+    model.otherwise = [Echo(gap=0.03)]
     lanes = [(tmp_path / str(number), Witness(chance), random.Random(chance.random())) for number in range(2)]
-    with ThreadPoolExecutor(2) as pool:
-        kept = list(pool.map(lambda lane: kill_often(model, *lane, times=15), lanes))
+    with Warm.started() as warm, ThreadPoolExecutor(2) as pool:
+        kept = list(pool.map(lambda lane: kill_often(warm, model, *lane, times=15), lanes))
     print("; ".join(kept))
 
 
-def kill_often(model: StandIn, directory: Path, witness: Witness, chance: random.Random, *, times: int) -> str:
+def kill_often(
+    warm: Warm, model: StandIn, directory: Path, witness: Witness, chance: random.Random, *, times: int
+) -> str:
     directory.mkdir()
     database = directory / "chatkit.db"
     variables = probing(model, database)
     for _ in range(times):
         killed = threading.Event()
-        with process(directory, **variables) as running:
+        with forked(warm, directory, **variables) as running:
             assert_items_are_stored(database, witness.done)
             loading = witness.load(running.url, killed)
-            time.sleep(chance.uniform(0.2, 2.5))  # the moment of death is what is random here
+            time.sleep(chance.uniform(0.2, 3))  # the moment of death is what is random here
             killed.set()
-            running.signal(signal.SIGKILL)
-            running.wait()
+            running.kill()
         for each in loading:
             each.join()
-    with process(directory, **variables) as running:
+    with forked(warm, directory, **variables) as running:
         assert rows(database, "PRAGMA integrity_check") == [("ok",)]
         dead = rows(database, "SELECT count(*) FROM leases")[0][0]
-        model.otherwise = [Echo()]
         threads = [thread_id for (thread_id,) in rows(database, "SELECT id FROM threads")]
         deadline = time.monotonic() + 12
         for thread_id in threads:
@@ -454,6 +485,7 @@ def kill_often(model: StandIn, directory: Path, witness: Witness, chance: random
             assert [text_of(item) for item in items[-2:]] == [f"Are you there, {thread_id}?"] * 2
         for thread_id, title in witness.renamed.items():
             assert rows(database, f"SELECT title FROM threads WHERE id = '{thread_id}'") == [(title,)]
+    assert witness.refused == []
     assert_items_are_stored(database, witness.done)
     stored = stored_items(database)
     for item in witness.open.values():
@@ -601,8 +633,9 @@ def test_no_word_of_a_user_a_tool_or_a_model_is_in_the_log(model: StandIn, datab
         [Say(word), Break()],
         [Say("\ud83d")],
     ]
-    variables = probing(model, database, LOG_LEVEL="DEBUG", TURN_TIMEOUT_SECONDS="2")
+    variables = probing(model, database, LOG_LEVEL="DEBUG", TURN_TIMEOUT_SECONDS="3")
     with process(tmp_path, **variables) as running:
+        running.create(f"{word} is what I say")
         for script in failures:
             model.will(*script)
             events = running.create(f"{word} is what I say")
