@@ -464,7 +464,7 @@ def kill_often(
         with forked(warm, directory, **variables) as running:
             assert_items_are_stored(database, witness.done)
             loading = witness.load(running.url, killed)
-            time.sleep(chance.uniform(0.2, 3))  # the moment of death is what is random here
+            time.sleep(chance.uniform(0.2, 2.5))  # the moment of death is what is random here
             killed.set()
             running.kill()
         for each in loading:
@@ -590,6 +590,7 @@ def test_deleting_a_thread_ends_its_turn_and_it_stays_deleted(
     eventually(lambda: [asked.ended for asked in model.asked] == ["cut"], what="the end of the request to the model")
     eventually(lambda: not (own_service.tasks() - idle), what="the end of all tasks")
     assert own_service.post("threads.get_by_id", {"thread_id": thread_id}).status_code == 404
+    assert errors_of(stream.seen) == []  # who deletes a thread need not be told
     assert_nothing_is_stored(database)
 
 
