@@ -240,6 +240,10 @@ HEARTBEAT = b": keep-alive\n"
 """One newline: a blank line after it would dispatch an empty event in the panel's @microsoft/fetch-event-source."""
 
 
+LAST_WORDS_SECONDS = 1.0
+"""How long a client may take to read why its turn was stopped by a shutdown."""
+
+
 class TurnResponse(Response):
     """A turn's events as they come. When the client goes, the turn is stopped, and stored before this returns."""
 
@@ -255,6 +259,10 @@ class TurnResponse(Response):
         gone = asyncio.create_task(_disconnected(receive), name="disconnected")
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # uvicorn's, when the grace is over; the client still listens
+            self._turn.stop(Stopped.SHUTDOWN)
+            await self._turn.settled()
+            await asyncio.wait({sending}, timeout=LAST_WORDS_SECONDS)
         finally:
             for task in (sending, gone):
                 task.cancel()

@@ -134,9 +134,12 @@ class OwnIds:
 
     def _renamed(self, event: RawResponsesStreamEvent) -> RawResponsesStreamEvent:
         data = event.data
+        _mend(data, "delta", "text")
         match data.type:
             case "response.output_item.added" | "response.output_item.done":
-                item = data.item.model_copy(update={"id": self._id(data)})
+                item = data.item.model_copy(update={"id": self._id(data)}, deep=True)
+                for part in getattr(item, "content", None) or []:
+                    _mend(part, "text")
                 return replace(event, data=data.model_copy(update={"item": item}))
             case (
                 "response.content_part.added"
@@ -153,6 +156,17 @@ class OwnIds:
         if data.type == "response.output_item.added" or index not in self._open:
             self._open[index] = new_id("message")
         return self._open.pop(index) if data.type == "response.output_item.done" else self._open[index]
+
+
+def _mend(part: Any, *names: str) -> None:
+    """Join or replace the halves of surrogate pairs in texts, as a server that cuts between them sends them.
+
+    (JSON carries them, UTF-8 does not: such a text can be neither sent nor stored.)
+    """
+    for name in names:
+        text = getattr(part, name, None)
+        if isinstance(text, str) and not text.isascii():
+            setattr(part, name, text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 class _ToolCall:

@@ -284,6 +284,7 @@ class ChatServer(ChatKitServer[RequestContext]):
             run.cancel()  # without it the model would run to its end after a Stop
             if run.run_loop_task is not None:
                 await asyncio.wait({run.run_loop_task})
+                _ = run.run_loop_exception  # asked for, or asyncio would log it with a traceback and users' words
             await self._add_usage(usage_of(run, model_name(agent, config), letters), context)
 
     def _assistant_message(self, thread: ThreadMetadata, text: str, context: RequestContext) -> AssistantMessageItem:

@@ -169,7 +169,7 @@ class Turn(StreamingResult):
             await self._end([stopped_marker(self.thread.id)], self._words_for_stop())
         except (LeaseLost, NotFoundError) as error:  # another turn has the thread, or it is deleted: write no more
             log.warning("turn on thread %s ended: %s", self.thread.id, type(error).__name__)
-            self._send(ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST]))
+            await self._end([], ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST]))
         except Exception as error:
             words = words_for(error)
             log_failure(log, f"turn on thread {self.thread.id} failed", error)
@@ -218,11 +218,17 @@ class Turn(StreamingResult):
         items, empty = self.open_items.close()
         try:
             await self._store.end_turn(self.thread.id, [*items, *more], self.context)
-        except (LeaseLost, NotFoundError):
-            return
+        except (LeaseLost, NotFoundError):  # what is open now is not this turn's to store any more
+            if self.stopped is not Stopped.THREAD_DELETED:
+                error = error or ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST])
         except StoreUnavailable as unavailable:  # the lease will run out, and the checkpoints become items then
             log_failure(log, f"the end of a turn on thread {self.thread.id} could not be stored", unavailable)
             error = error or words_for(unavailable)
+        except Exception as unwritable:  # an open item that no database takes must not keep the thread for ever
+            log_failure(log, f"what a turn on thread {self.thread.id} had open could not be stored", unwritable)
+            error = error or words_for(unwritable)
+            with suppress(LeaseLost, NotFoundError, StoreUnavailable):
+                await self._store.end_turn(self.thread.id, more, self.context)
         else:
             for item in items:
                 self._send(ThreadItemDoneEvent(item=item))
@@ -375,8 +381,14 @@ class Turns:
 
     async def _checkpoint(self, turn: Turn) -> None:
         if items := turn.open_items.take_unsaved():
-            with suppress(LeaseLost, NotFoundError):
+            try:
                 await self._store.save_checkpoints(turn.thread.id, items, turn.context)
+            except (LeaseLost, NotFoundError):
+                pass  # its next write, or the next renewal, ends the turn
+            except StoreUnavailable:
+                raise
+            except Exception as error:  # what one turn shows must not end the keeping of all
+                log_failure(log, f"what is open on thread {turn.thread.id} could not be kept", error)
 
     async def _renew(self) -> None:
         live = list(self._live.values())

@@ -79,6 +79,26 @@ async def show_half_a_widget(wrapper: Context) -> str:
 
 
 @function_tool
+async def rest(wrapper: Context) -> str:
+    """Never come back."""
+    await wrapper.context.stream(ProgressUpdateEvent(text="Resting"))
+    await asyncio.sleep(3600)
+    return "never"
+
+
+@function_tool
+async def whisper_half_a_letter(wrapper: Context) -> str:
+    """Open a hidden item that can be neither sent nor stored, and never close it."""
+    context = wrapper.context
+    item = HiddenContextItem(
+        id=context.generate_id("message"), thread_id=context.thread.id, created_at=datetime.now(UTC), content="\ud83d"
+    )
+    await context.stream(ThreadItemAddedEvent(item=item))
+    await asyncio.sleep(3600)
+    return "never"
+
+
+@function_tool
 async def work(wrapper: Context) -> str:
     """Work through a workflow of two tasks."""
     context = wrapper.context
@@ -167,6 +187,8 @@ TOOLS = [
     show_widget,
     show_slow_widget,
     show_half_a_widget,
+    rest,
+    whisper_half_a_letter,
     work,
     pick_file,
     ask_form,

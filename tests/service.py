@@ -1,5 +1,6 @@
 """The service as its users meet it: over HTTP, in this process (quick) or as a process of its own (to be killed)."""
 
+import asyncio
 import json
 import os
 import re
@@ -213,10 +214,28 @@ def _components(component: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _components(child)
 
 
+class InProcess(Client):
+    """The service on a thread of this process: its tasks can be seen."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """Return what lives on the service's event loop now."""
+        return asyncio.all_tasks(self.loop)
+
+
 @contextmanager
-def service(**environ: str) -> Iterator[Client]:
-    """Serve in this process, with these variables and nothing of the real environment."""
-    with serving(create_app(Settings.from_environ(environ)), lifespan="on") as url, closing(Client(url)) as client:
+def service(wrap: Callable[[Any], Any] = lambda app: app, **environ: str) -> Iterator[InProcess]:
+    """Serve in this process, with these variables and nothing of the real environment; `wrap` goes around the app."""
+    app, loops = wrap(create_app(Settings.from_environ(environ))), []
+
+    async def noting_its_loop(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            loops.append(asyncio.get_running_loop())
+        await app(scope, receive, send)
+
+    with serving(noting_its_loop, lifespan="on") as url, closing(InProcess(url)) as client:
+        [client.loop] = loops
         yield client
 
 
@@ -256,7 +275,7 @@ def process(directory: Path, *arguments: str, **environ: str) -> Iterator[Proces
     try:
         url = eventually(lambda: address(started, log, begin), 30, "the start of the service")
         with closing(Process(started, log, url)) as running:
-            eventually(lambda: _is_up(running), 30, "the readiness of the service")
+            eventually(lambda: is_up(running), 30, "the readiness of the service")
             yield running
     finally:
         if started.poll() is None:
@@ -265,13 +284,17 @@ def process(directory: Path, *arguments: str, **environ: str) -> Iterator[Proces
 
 
 def address(process: subprocess.Popen[bytes], log: Path, begin: int) -> str | None:
-    text = log.read_bytes()[begin:].decode()
-    assert process.poll() is None, f"the service ended:\n{text}"
-    found = re.search(r"listening on (http://\S+)", text)
+    assert process.poll() is None, f"the service ended:\n{log.read_bytes()[begin:].decode()}"
+    return address_in(log, begin)
+
+
+def address_in(log: Path, begin: int) -> str | None:
+    """Return where the service listens, as it says in its log behind this byte."""
+    found = re.search(r"listening on (http://\S+)", log.read_bytes()[begin:].decode())
     return found.group(1) if found else None
 
 
-def _is_up(client: Client) -> bool:
+def is_up(client: Client) -> bool:
     try:
         return client.http.get("/readyz").status_code == 200
     except httpx2.TransportError:

@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from service import serving
 
@@ -24,6 +25,27 @@ class Say:
     text: str
     gap: float = 0.0
     breaks: bool = False
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Say what the user said last, `gap` seconds between words."""
+
+    gap: float = 0.0
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Stream this text as the beginning of a message that has no end."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Send nothing for so many seconds."""
+
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -80,7 +102,7 @@ class FailLater:
     code: str
 
 
-Step = Say | Call | Reason | Refuse | Hang | Break | Garbage | Fail | FailLater
+Step = Say | Echo | Begin | Wait | Call | Reason | Refuse | Hang | Break | Garbage | Fail | FailLater
 
 
 @dataclass
@@ -90,6 +112,7 @@ class Asked:
     path: str
     body: dict[str, Any]
     headers: dict[str, str]
+    steps: list[Step] = field(default_factory=list)
     ended: str = "open"
 
 
@@ -137,7 +160,7 @@ class StandIn:
         if _asks_for_a_title(asked.body):
             return await self._title(asked)
         self.asked.append(asked)
-        steps = self._scripts.popleft() if self._scripts else self.otherwise
+        steps = asked.steps = self._scripts.popleft() if self._scripts else self.otherwise
         wire = _Responses(next(self._numbers)) if asked.path == "/v1/responses" else _ChatCompletions(asked.body)
         if error := wire.objection(asked.body):
             asked.ended = "answered"
@@ -148,7 +171,7 @@ class StandIn:
         if not asked.body.get("stream"):
             asked.ended = "answered"
             return JSONResponse(wire.whole(steps))
-        return StreamingResponse(self._stream(asked, wire, steps), media_type="text/event-stream")
+        return _Answer(asked, self._stream(asked, wire, steps))
 
     async def _transcribe(self, request: Request) -> Response:
         async with request.form() as form:
@@ -170,34 +193,48 @@ class StandIn:
         return JSONResponse(wire.whole([Say(self.title)]))
 
     async def _stream(self, asked: Asked, wire: "_Wire", steps: Iterable[Step]) -> AsyncIterator[bytes]:
+        for chunk in wire.begin():
+            yield chunk
+        for step in steps:
+            match step:
+                case Hang():
+                    await asyncio.sleep(3600)
+                case Wait(seconds=seconds):
+                    await asyncio.sleep(seconds)
+                case Break():
+                    raise ConnectionResetError
+                case Garbage():
+                    yield b"data: {this is no JSON\n\n"
+                    return
+                case Say() | Echo():
+                    text = step.text if isinstance(step, Say) else _last_words(asked.body)
+                    for chunk in wire.step(Say(text)):
+                        if isinstance(step, Say) and step.breaks and b'"response.output_text.done"' in chunk:
+                            raise ConnectionResetError
+                        yield chunk
+                        if step.gap:
+                            await asyncio.sleep(step.gap)
+                case _:
+                    for chunk in wire.step(step):
+                        yield chunk
+        for chunk in wire.end():
+            yield chunk
+        asked.ended = "answered"
+
+
+class _Answer(StreamingResponse):
+    """A stream that knows afterwards whether it was cut, even where it was before its first byte."""
+
+    def __init__(self, asked: Asked, chunks: AsyncIterator[bytes]):
+        super().__init__(chunks, media_type="text/event-stream")
+        self._asked = asked
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            for chunk in wire.begin():
-                yield chunk
-            for step in steps:
-                match step:
-                    case Hang():
-                        await asyncio.sleep(3600)
-                    case Break():
-                        raise ConnectionResetError
-                    case Garbage():
-                        yield b"data: {this is no JSON\n\n"
-                        return
-                    case Say(gap=gap, breaks=breaks):
-                        for chunk in wire.step(step):
-                            if breaks and b'"response.output_text.done"' in chunk:
-                                raise ConnectionResetError
-                            yield chunk
-                            if gap:
-                                await asyncio.sleep(gap)
-                    case _:
-                        for chunk in wire.step(step):
-                            yield chunk
-            for chunk in wire.end():
-                yield chunk
-            asked.ended = "answered"
+            await super().__call__(scope, receive, send)
         finally:
-            if asked.ended == "open":
-                asked.ended = "cut"
+            if self._asked.ended == "open":
+                self._asked.ended = "cut"
 
 
 @contextmanager
@@ -221,6 +258,14 @@ def _failure(fail: Fail) -> Response:
 
 def _words(text: str) -> list[str]:
     return [word if place == 0 else f" {word}" for place, word in enumerate(text.split(" "))]
+
+
+def _last_words(body: dict[str, Any]) -> str:
+    for item in reversed(body.get("input") or body.get("messages") or []):
+        if item.get("role") == "user":
+            content = item["content"]
+            return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    return ""
 
 
 class _Wire:
@@ -303,6 +348,8 @@ class _Responses(_Wire):
         match step:
             case Say(text=text):
                 yield from self._message(index, text)
+            case Begin(text=text):
+                yield from islice(self._message(index, text), 2 + len(_words(text)))
             case Refuse(text=text):
                 content = [{"type": "refusal", "refusal": text}]
                 yield from self._item(index, self._assistant(content), self._assistant([]))
@@ -392,7 +439,7 @@ class _ChatCompletions(_Wire):
 
     def step(self, step: Step) -> Iterator[bytes]:
         match step:
-            case Say(text=text):
+            case Say(text=text) | Begin(text=text):
                 for word in _words(text):
                     yield self._chunk({"content": word})
             case Refuse(text=text):

@@ -1,0 +1,752 @@
+"""What survives when clients vanish, services die, and models hang: over real sockets and real processes."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from clients import Event, Stream
+from conftest import probing
+from service import (
+    Client,
+    InProcess,
+    Process,
+    errors_of,
+    eventually,
+    fold,
+    message,
+    process,
+    service,
+    text_of,
+    thread_of,
+)
+from standin import Begin, Break, Call, Echo, Fail, FailLater, Hang, Reason, Say, StandIn, Step, Wait
+from turns import MAX_UNREAD_BYTES
+from warm import Warm, forked
+
+Item = dict[str, Any]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "chatkit.db"
+
+
+@pytest.fixture
+def own_service(model: StandIn, database: Path) -> Iterator[InProcess]:
+    """A service in this process that no other test uses, on an empty database."""
+    with service(**probing(model, database)) as client:
+        yield client
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Random numbers; their seed is printed, and taken again from FAULTS_SEED."""
+    seed = os.environ.get("FAULTS_SEED") or str(random.randrange(2**32))
+    print(f"FAULTS_SEED={seed}")
+    return random.Random(seed)
+
+
+# --- clients that vanish ------------------------------------------------------------------------------------------
+
+LONG = "One word follows another, and the next one follows that. " * 30
+SCRIPTS: list[list[Step]] = [
+    [Say(LONG, gap=0.005)],
+    [Say(LONG, gap=0.005)],
+    [Reason("It takes some thought."), Say(LONG, gap=0.01)],
+    [Say("Let me look.", gap=0.01), Call("look_up", {"word": "chance"})],
+    [Call("show_widget")],
+    [Call("show_half_a_widget")],
+    [Say("Some words come first."), Begin("And then half"), Hang()],
+]
+
+
+def test_200_clients_vanish_at_random_moments_and_all_that_they_saw_is_stored(
+    own_service: InProcess, model: StandIn, database: Path, chance: random.Random
+) -> None:
+    threads = [thread_of(own_service.create(f"The first of {number}")) for number in range(10)]
+    idle, earlier = own_service.tasks(), len(model.asked)
+    model.otherwise = SCRIPTS[0]
+    for number in range(1000):
+        *begun, last = chance.choice(SCRIPTS)
+        model.will(*begun, replace(last, call_id=f"call_{number}") if isinstance(last, Call) else last)
+
+    def vanish(thread_id: str | None, how: str, seconds: float) -> Stream:
+        url = own_service.url
+        with Stream.say(url, thread_id) if thread_id else Stream.create(url) as stream:
+            stream.read(seconds)
+            stream.leave() if how == "FIN" else stream.reset()
+            return stream
+
+    vanished = []
+    with ThreadPoolExecutor(20) as pool:
+        for _ in range(10):
+            visits = [*threads, *[None] * 10]
+            ways = ["FIN", "RST"] * 10
+            chance.shuffle(visits)
+            vanished += pool.map(vanish, visits, ways, [chance.uniform(0, 1) for _ in visits])
+
+    eventually(lambda: not model.open_requests, what="the end of all requests to the model")
+    eventually(lambda: not (own_service.tasks() - idle), what="the end of all tasks")
+    assert rows(database, "SELECT * FROM leases") == rows(database, "SELECT * FROM checkpoints") == []
+    for stream in vanished:
+        assert_kept(own_service, stream.seen)
+    endless = [asked for asked in model.asked[earlier:] if not isinstance(asked.steps[-1], Call)]
+    assert {asked.ended for asked in endless} == {"cut"}
+    assert_each_turn_is_marked_as_stopped(database, after=10)
+    begun = [stream for stream in vanished if stream.seen]
+    print(f"{len(vanished)} vanished, {len(begun)} had seen events, {len(model.asked) - earlier} model requests")
+    assert len(begun) > 100
+
+
+def assert_each_turn_is_marked_as_stopped(database: Path, *, after: int) -> None:
+    """Each user message but the first so many, which were answered, has one marker before the next message."""
+    stored = rows(database, "SELECT thread_id, type FROM items ORDER BY thread_id, seq")
+    turns: list[list[str]] = []
+    for _, kind in stored:
+        if kind == "user_message":
+            turns.append([])
+        else:
+            turns[-1].append(kind)
+    assert sorted(turn.count("sdk_hidden_context") for turn in turns) == [0] * after + [1] * (len(turns) - after)
+    stopped = [turn for turn in turns if "sdk_hidden_context" in turn]
+    assert all(turn[-1] == "sdk_hidden_context" for turn in stopped), "something was stored behind the marker"
+
+
+def seen_text(text: str) -> Callable[[list[Event]], bool]:
+    return lambda events: any(text == text_of(item) for item in fold(events) if item["type"] == "assistant_message")
+
+
+def seen_item(type: str, text: str) -> Callable[[list[Event]], bool]:
+    return lambda events: any(item["type"] == type and text in json.dumps(item) for item in fold(events))
+
+
+HALVES = {
+    "a text": ([[Begin("Half an answer"), Hang()]], seen_text("Half an answer")),
+    "a widget": ([[Call("show_half_a_widget")]], seen_item("widget", "Half a widget")),
+    "a workflow": ([[Call("work")], [Hang()]], seen_item("workflow", '"Two"')),
+    "a model that hangs": ([[Hang()]], lambda events: any(each["type"] == "stream_options" for each in events)),
+    "a tool that runs": (
+        [[Say("Let me see."), Call("rest")]],
+        lambda events: any(each["type"] == "progress_update" for each in events),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HALVES)
+def test_stopping_in_the_middle_keeps_what_was_shown_and_the_thread_goes_on(
+    what: str, own_service: InProcess, model: StandIn, database: Path
+) -> None:
+    scripts, begun = HALVES[what]
+    for script in scripts:
+        model.will(*script)
+    idle = own_service.tasks()
+    with Stream.create(own_service.url) as stream:
+        thread_id = thread_of(stream.read_until(begun))
+        eventually(lambda: len(model.asked) == len(scripts), what="the request to the model")
+        stream.leave()
+        shown = [item for item in fold(stream.seen) if not is_empty(item)]
+    eventually(lambda: not model.open_requests, what="the end of the request to the model")
+    eventually(lambda: not (own_service.tasks() - idle), what="the end of all tasks")
+    assert own_service.items(thread_id) == [as_finished(item) for item in shown]
+    assert rows(database, "SELECT type FROM items ORDER BY seq")[-1] == ("sdk_hidden_context",)
+    answered = own_service.say(thread_id)
+    assert text_of(fold(answered)[-1]) == "Hello from the stand-in."
+
+
+def as_finished(item: Item) -> Item:
+    """Return a client's item as it is shown once nothing more will come."""
+    text = json.dumps(item).replace('"streaming": true', '"streaming": false')
+    item = json.loads(text.replace('"status_indicator": "loading"', '"status_indicator": "none"'))
+    if item["type"] == "workflow":
+        item["workflow"]["summary"] = {"duration": 0}
+    return item
+
+
+def test_a_turn_runs_on_without_its_client_where_that_is_configured(model: StandIn, database: Path) -> None:
+    model.will(Say("This is said to the end.", gap=0.02))
+    with service(**probing(model, database, ON_DISCONNECT="finish")) as client:
+        with Stream.create(client.url) as stream:
+            thread_id = thread_of(stream.read_until(seen_text("This")))
+            stream.leave()
+        options = [each["stream_options"] for each in stream.seen if each["type"] == "stream_options"]
+        assert options == [{"allow_cancel": False}]
+        assert "end" not in text_of(fold(stream.seen)[-1])
+        eventually(lambda: len(client.items(thread_id)) == 2, what="the whole answer")
+        assert text_of(client.items(thread_id)[-1]) == "This is said to the end."
+        eventually(lambda: [asked.ended for asked in model.asked] == ["answered"])
+    assert ("sdk_hidden_context",) not in rows(database, "SELECT type FROM items")
+
+
+def test_a_client_that_never_reads_is_stopped_and_costs_bounded_memory(
+    model: StandIn, database: Path, tmp_path: Path
+) -> None:
+    flood = Say(" ".join(["x" * 16384] * 4096), gap=0.0001)  # 64 MiB
+    with process(tmp_path, **probing(model, database)) as running:
+        thread_id = thread_of(running.create())
+        before = resident_bytes(running)
+        model.will(flood)
+        with Stream.say(running.url, thread_id, receive_buffer_bytes=65536):
+            eventually(lambda: len(model.asked) == 2, what="the flood")
+            most, slowest = before, 0.0
+            while model.open_requests:
+                began = time.monotonic()
+                assert text_of(fold(running.create())[-1]) == "Hello from the stand-in."
+                slowest = max(slowest, time.monotonic() - began)
+                most = max(most, resident_bytes(running))
+            assert model.asked[1].ended == "cut"
+            eventually(lambda: not rows(database, "SELECT * FROM leases"), what="the end of the turn")
+            _, answer, marker = rows(database, f"SELECT type, body FROM items WHERE thread_id = '{thread_id}'")[-3:]
+        kept = len(json.loads(answer[1])["content"][0]["text"])
+        print(f"{kept} letters kept, {(most - before) >> 20} MiB more memory, others waited {slowest:.2f} s at most")
+        assert (answer[0], marker[0]) == ("assistant_message", "sdk_hidden_context")
+        assert MAX_UNREAD_BYTES // 2 < kept < 6 * MAX_UNREAD_BYTES
+        assert most - before < 20 * MAX_UNREAD_BYTES
+        assert slowest < 5
+
+
+# --- the stream itself --------------------------------------------------------------------------------------------
+
+
+def test_a_silence_carries_heartbeats_of_one_line_between_whole_events(model: StandIn, database: Path) -> None:
+    model.will(Begin("A word"), Wait(0.7), Say("and another, later"), Wait(0.5))
+    with service(**probing(model, database, HEARTBEAT_SECONDS="0.2")) as client:
+        with Stream.create(client.url) as stream:
+            stream.read_to_end()
+        assert stream.text.count(": keep-alive\n") >= 3
+        assert ": keep-alive\n\n" not in stream.text
+        assert stream.text.replace(": keep-alive\n", "") == "".join(
+            f"data: {block}\n\n" for block in (json.dumps(event, **AS_SENT) for event in stream.seen)
+        )
+        assert fold(stream.seen) == client.items(thread_of(stream.seen))
+
+
+AS_SENT: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False}
+
+
+def test_chunks_that_wait_together_are_sent_together(model: StandIn, database: Path) -> None:
+    sends: list[int] = []
+
+    def counting(app: Any) -> Any:
+        async def counted(scope: Any, receive: Any, send: Any) -> None:
+            async def count(message: Any) -> None:
+                if message["type"] == "http.response.body":
+                    sends.append(len(message["body"]))
+                await send(message)
+
+            await app(scope, receive, count)
+
+        return counted
+
+    model.will(Say("word " * 3000))
+    with service(counting, **probing(model, database)) as client:
+        sends.clear()
+        events = client.create()
+    print(f"{len(events)} events in {len(sends)} sends")
+    assert len(events) > 3000
+    assert len(sends) < len(events) / 5
+
+
+def test_a_model_that_hangs_is_ended_in_words_for_the_user(model: StandIn, database: Path) -> None:
+    model.will(Begin("Half an answer"), Hang())
+    with service(**probing(model, database, TURN_TIMEOUT_SECONDS="1")) as client:
+        began = time.monotonic()
+        events = client.create()
+        assert 1 <= time.monotonic() - began < 4
+        [error] = errors_of(events)
+        assert (error["message"], error["allow_retry"]) == ("The answer took too long and was stopped.", True)
+        assert [text_of(item) for item in client.items(thread_of(events))] == ["Hello", "Half an answer"]
+        eventually(lambda: [asked.ended for asked in model.asked] == ["cut"])
+    assert rows(database, "SELECT type FROM items ORDER BY seq")[-1] == ("sdk_hidden_context",)
+
+
+def test_letters_that_a_server_cut_in_half_do_not_end_the_answer(own_service: InProcess, model: StandIn) -> None:
+    model.will(Reason("Half \ud83d"), Say("Half \ud83d and two halves \ud83d\ude00"))
+    events = own_service.create()
+    assert errors_of(events) == []
+    *_, answer = stored = own_service.items(thread_of(events))
+    assert text_of(answer) == "Half \ufffd and two halves \U0001f600"
+    assert stored == fold(events)
+
+
+def test_an_open_item_that_no_database_takes_ends_with_its_turn_and_disturbs_no_other(
+    own_service: InProcess, model: StandIn, database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.will(Call("whisper_half_a_letter"))
+    with Stream.create(own_service.url) as bad:
+        thread_id = thread_of(bad.read_until(lambda events: len(events) == 3))
+        eventually(lambda: "could not be kept" in caplog.text, what="the attempt to write it")
+        model.will(Begin("Half an answer"), Hang())
+        with Stream.create(own_service.url) as good:
+            good.read_until(seen_text("Half an answer"))
+            eventually(lambda: rows(database, "SELECT * FROM checkpoints"), what="the other turn's checkpoint")
+        bad.leave()
+    eventually(lambda: not rows(database, "SELECT * FROM leases"), what="the end of both turns")
+    assert text_of(fold(own_service.say(thread_id))[-1]) == "Hello from the stand-in."
+
+
+# --- shutting down ------------------------------------------------------------------------------------------------
+
+
+def test_a_shutdown_lets_turns_end_within_the_grace_and_stops_and_stores_the_others(
+    model: StandIn, database: Path, tmp_path: Path
+) -> None:
+    variables = probing(model, database, SHUTDOWN_GRACE_SECONDS="3")
+    with process(tmp_path, **variables) as running, ExitStack() as stack:
+        streams = []
+        for number in range(20):
+            model.will(*([Begin("Half an answer"), Hang()] if number % 2 else [Say("word " * 20, gap=0.08)]))
+            streams.append(stack.enter_context(Stream.create(running.url, f"Number {number}")))
+            eventually(lambda number=number: len(model.asked) == number + 1)
+        ending, hanging = streams[::2], streams[1::2]
+        for stream in hanging:
+            stream.read_until(seen_text("Half an answer"))
+        seconds = ended_after(running, signal.SIGTERM, streams)
+        print(f"exit code {running.process.returncode} after {seconds:.2f} s of a grace of 3 s")
+    assert running.process.returncode == 0
+    assert seconds < 3 + 5
+    assert all(stream.is_whole for stream in streams)
+    for stream in ending:
+        assert errors_of(stream.seen) == []
+        assert text_of(fold(stream.seen)[-1]) == "word " * 20
+        assert_stored(database, stream.seen)
+    for stream in hanging:
+        assert [error["message"] for error in errors_of(stream.seen)] == [
+            "The service is being restarted, which stopped this answer. Try again in a moment."
+        ]
+        assert stream.seen[-2]["type"] == "thread.item.done"
+        assert text_of(stream.seen[-2]["item"]) == "Half an answer"
+        assert_stored(database, stream.seen)
+    assert rows(database, "SELECT * FROM leases") == rows(database, "SELECT * FROM checkpoints") == []
+    assert rows(database, "SELECT count(*) FROM items WHERE type = 'sdk_hidden_context'") == [(10,)]
+    eventually(lambda: not model.open_requests, what="the end of the requests to the model")
+    assert "Traceback" not in running.log
+
+
+def ended_after(running: Process, number: int, streams: list[Stream]) -> float:
+    """Send a signal, read all streams to their ends, and return the seconds until the process's end."""
+    began = time.monotonic()
+    running.signal(number)
+    with ThreadPoolExecutor(max(1, len(streams))) as pool:
+        reading = [pool.submit(stream.read_to_end) for stream in streams]
+        running.wait()
+        seconds = time.monotonic() - began
+        for each in reading:
+            each.result()
+    return seconds
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_service_ends_at_once_and_well(number: int, model: StandIn, database: Path, tmp_path: Path) -> None:
+    with process(tmp_path, **probing(model, database)) as running:
+        running.create()
+        seconds = ended_after(running, number, [])
+    assert (running.process.returncode, seconds < 3) == (0, True), f"{seconds:.2f} s\n{running.log}"
+
+
+def test_several_workers_end_together_and_leave_no_process_behind(
+    model: StandIn, database: Path, tmp_path: Path
+) -> None:
+    variables = probing(model, database, WORKERS="2", SHUTDOWN_GRACE_SECONDS="1")
+    with process(tmp_path, **variables) as running, ExitStack() as stack:
+        model.otherwise = [Begin("Half an answer"), Hang()]
+        streams = [stack.enter_context(Stream.create(running.url)) for _ in range(6)]
+        for stream in streams:
+            stream.read_until(seen_text("Half an answer"))
+        children = children_of(running.process.pid)
+        assert len(children) >= 2
+        seconds = ended_after(running, signal.SIGTERM, streams)
+        print(f"exit code {running.process.returncode} after {seconds:.2f} s of a grace of 1 s")
+        assert running.process.returncode == 0
+        assert seconds < 1 + 5
+        eventually(lambda: not [child for child in children if Path(f"/proc/{child}").exists()], 2, "their end")
+    for stream in streams:
+        assert len(errors_of(stream.seen)) == 1
+        assert_stored(database, stream.seen)
+    assert rows(database, "SELECT * FROM leases") == []
+
+
+# --- dying --------------------------------------------------------------------------------------------------------
+
+
+class Witness:
+    """Clients that load a service until it dies, and remember what it had told them, and when."""
+
+    def __init__(self, chance: random.Random):
+        self.chance = random.Random(chance.random())
+        self.answered: list[str] = []
+        """Threads whose turn had ended, as their clients saw."""
+        self.done: dict[str, Item] = {}
+        """Items seen as done, by their ids."""
+        self.open: dict[str, Item] = {}
+        """Items as they were seen more than a second before a kill that found them open."""
+        self.renamed: dict[str, str] = {}
+        """Titles of threads whose change was acknowledged."""
+        self.refused: list[str] = []
+        """What a living service did not answer."""
+        self._lock = threading.Lock()
+
+    def load(self, url: str, killed: threading.Event, clients: int = 4) -> list[threading.Thread]:
+        loading = [threading.Thread(target=self._load, args=(url, killed)) for _ in range(clients)]
+        for each in loading:
+            each.start()
+        return loading
+
+    def _load(self, url: str, killed: threading.Event) -> None:
+        while not killed.is_set():
+            with self._lock:
+                chosen = self.chance.choice(self.answered) if self.answered and self.chance.random() < 0.5 else None
+            try:
+                self._turn(url, chosen, killed)
+            except (OSError, httpx2.TransportError) as error:
+                if not killed.is_set():
+                    self.refused.append(repr(error))
+
+    def _turn(self, url: str, thread_id: str | None, killed: threading.Event) -> None:
+        seen_at: list[tuple[float, int]] = []
+        text = "One word follows another until the end. " * (7 if self.chance.random() < 0.5 else 1)  # 0.2 or 1.5 s
+        with Stream.say(url, thread_id, text) if thread_id else Stream.create(url, text) as stream:
+            while not stream.ended:
+                stream.read(0.05)
+                seen_at.append((time.monotonic(), len(stream.seen)))
+        if stream.status != 200:
+            return
+        events = stream.seen
+        done = {event["item"]["id"]: event["item"] for event in events if event["type"] == "thread.item.done"}
+        sure = max([count for moment, count in seen_at if moment < seen_at[-1][0] - 1], default=0)
+        with self._lock:
+            self.done |= done
+            self.open |= {item["id"]: item for item in fold(events[:sure]) if item["id"] not in done}
+        if stream.is_whole:
+            self._rename(url, thread_of(events))
+
+    def _rename(self, url: str, thread_id: str) -> None:
+        with closing(Client(url)) as client:
+            title = f"Seen by {self.chance.random()}"
+            self.renamed.pop(thread_id, None)  # from now on either may be
+            response = client.post("threads.update", {"thread_id": thread_id, "title": title})
+        with self._lock:
+            if response.status_code == 200:
+                self.renamed[thread_id] = title
+            self.answered.append(thread_id)
+
+
+def test_30_kills_under_load_lose_nothing_that_was_acknowledged(
+    model: StandIn, tmp_path: Path, chance: random.Random
+) -> None:
+    model.otherwise = [Echo(gap=0.03)]
+    lanes = [(tmp_path / str(number), Witness(chance), random.Random(chance.random())) for number in range(2)]
+    with Warm.started() as warm, ThreadPoolExecutor(2) as pool:
+        kept = list(pool.map(lambda lane: kill_often(warm, model, *lane, times=15), lanes))
+    print("; ".join(kept))
+
+
+def kill_often(
+    warm: Warm, model: StandIn, directory: Path, witness: Witness, chance: random.Random, *, times: int
+) -> str:
+    directory.mkdir()
+    database = directory / "chatkit.db"
+    variables = probing(model, database)
+    for _ in range(times):
+        killed = threading.Event()
+        with forked(warm, directory, **variables) as running:
+            assert_items_are_stored(database, witness.done)
+            loading = witness.load(running.url, killed)
+            time.sleep(chance.uniform(0.2, 2.5))  # the moment of death is what is random here
+            killed.set()
+            running.kill()
+        for each in loading:
+            each.join()
+    with forked(warm, directory, **variables) as running:
+        assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+        dead = rows(database, "SELECT count(*) FROM leases")[0][0]
+        threads = [thread_id for (thread_id,) in rows(database, "SELECT id FROM threads")]
+        deadline = time.monotonic() + 12
+        for thread_id in threads:
+            while (response := say(running, thread_id, f"Are you there, {thread_id}?")).status_code == 409:
+                assert response.json()["code"] == "thread_busy"
+                assert time.monotonic() < deadline, "a dead turn holds its thread for more than 12 s"
+            assert f"Are you there, {thread_id}?" in response.text
+            assert "thread.item.done" in response.text
+        for thread_id in threads:
+            items = running.items(thread_id)
+            assert [text_of(item) for item in items[-2:]] == [f"Are you there, {thread_id}?"] * 2
+        for thread_id, title in witness.renamed.items():
+            assert rows(database, f"SELECT title FROM threads WHERE id = '{thread_id}'") == [(title,)]
+    assert witness.refused == []
+    assert_items_are_stored(database, witness.done)
+    stored = stored_items(database)
+    for item in witness.open.values():
+        assert is_empty(item) or item["id"] in stored, f"{item} is lost"
+        assert is_empty(item) or has_grown(item, stored[item["id"]]), f"{item} became {stored[item['id']]}"
+    assert rows(database, "SELECT * FROM leases") == rows(database, "SELECT * FROM checkpoints") == []
+    assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+    texts = sum(not is_empty(item) for item in witness.open.values())
+    assert texts > 0, "no kill found an answer that had been going on for more than a second"
+    return (
+        f"{times} kills: {len(threads)} threads, {len(witness.done)} items acknowledged, {texts} seen in part,"
+        f" {len(witness.renamed)} titles, {dead} leases left by the last one"
+    )
+
+
+def say(client: Client, thread_id: str, text: str) -> httpx2.Response:
+    return client.post("threads.add_user_message", {"thread_id": thread_id, "input": message(text)})
+
+
+# --- two turns for one thread -------------------------------------------------------------------------------------
+
+
+def test_turns_of_two_processes_on_one_thread_never_interleave(model: StandIn, database: Path, tmp_path: Path) -> None:
+    model.otherwise = [Echo(gap=0.005)]
+    with two_processes(model, database, tmp_path) as (one, other), ThreadPoolExecutor(3) as pool:
+        thread_id = thread_of(one.create("The first words"))
+        said = ["The first words"]
+        for number in range(20):
+            words = [f"round {number} client {letter}" for letter in "abc"]
+            answers = list(pool.map(say, [one, other, other], [thread_id] * 3, words))
+            for text, response in zip(words, answers, strict=True):
+                if response.status_code == 200:
+                    said.append(text)
+                else:
+                    assert (response.status_code, response.json()["code"]) == (409, "thread_busy")
+        texts = [text_of(item) for item in one.items(thread_id)]
+        assert texts[::2] == texts[1::2], "an answer is not where its question is"
+        assert sorted(texts[::2]) == sorted(said)
+        print(f"{len(said) - 1} of 60 answered, the others refused")
+        assert len(said) > 40
+
+
+def test_a_message_for_a_busy_thread_is_refused_after_five_seconds_and_not_stored(
+    model: StandIn, database: Path, tmp_path: Path
+) -> None:
+    with two_processes(model, database, tmp_path) as (one, other), ThreadPoolExecutor(2) as pool:
+        model.will(Begin("This takes long"), Hang())
+        with Stream.create(one.url) as stream:
+            thread_id = thread_of(stream.read_until(seen_text("This takes long")))
+            began = time.monotonic()
+            answers = list(pool.map(say, [one, other], [thread_id] * 2, ["In between"] * 2))
+            assert 5 <= time.monotonic() - began < 8
+            assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(409, "thread_busy")] * 2
+            stream.leave()
+        eventually(lambda: not rows(database, "SELECT * FROM leases"), what="the end of the turn")
+        assert [text_of(item) for item in one.items(thread_id)] == ["Hello", "This takes long"]
+        assert text_of(fold(other.say(thread_id))[-1]) == "Hello from the stand-in."
+
+
+@contextmanager
+def two_processes(model: StandIn, database: Path, directory: Path) -> Iterator[tuple[Process, Process]]:
+    """Run the service twice on one file, started at the same time."""
+    variables = probing(model, database)
+    directories = [directory / "one", directory / "other"]
+    for each in directories:
+        each.mkdir()
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        started = pool.map(lambda each: stack.enter_context(process(each, **variables)), directories)
+        one, other = started
+        yield one, other
+
+
+@pytest.mark.parametrize("finishing", [True, False], ids=["when an item is done", "in a silence"])
+def test_a_turn_whose_thread_was_taken_over_writes_nothing_more_and_says_so(
+    finishing: bool, own_service: InProcess, model: StandIn, database: Path
+) -> None:
+    model.will(Begin("Half an answer"), Wait(0.5), *([Say("And this is whole.")] if finishing else []), Hang())
+    idle = own_service.tasks()
+    with Stream.create(own_service.url) as stream:
+        thread_id = thread_of(stream.read_until(seen_text("Half an answer")))
+        eventually(lambda: rows(database, "SELECT * FROM checkpoints"), what="the checkpoint")
+        change(database, f"UPDATE leases SET lease = 'taken', holder = 'somebody' WHERE thread_id = '{thread_id}'")
+        kept = rows(database, "SELECT body FROM items UNION ALL SELECT body FROM checkpoints")
+        stream.read_to_end(10)
+    [error] = errors_of(stream.seen)
+    assert "interrupted" in error["message"]
+    eventually(lambda: not (own_service.tasks() - idle), what="the end of all tasks")
+    assert rows(database, "SELECT body FROM items UNION ALL SELECT body FROM checkpoints") == kept
+    assert rows(database, "SELECT lease FROM leases") == [("taken",)]
+    assert [asked.ended for asked in model.asked] == ["cut"]
+
+
+def test_deleting_a_thread_ends_its_turn_and_it_stays_deleted(
+    own_service: InProcess, model: StandIn, database: Path
+) -> None:
+    idle = own_service.tasks()
+    model.will(Begin("Half an answer"), Hang())
+    with Stream.create(own_service.url) as stream:
+        thread_id = thread_of(stream.read_until(seen_text("Half an answer")))
+        own_service.ask("threads.delete", {"thread_id": thread_id})
+        stream.read_to_end(3)
+    eventually(lambda: [asked.ended for asked in model.asked] == ["cut"], what="the end of the request to the model")
+    eventually(lambda: not (own_service.tasks() - idle), what="the end of all tasks")
+    assert own_service.post("threads.get_by_id", {"thread_id": thread_id}).status_code == 404
+    assert errors_of(stream.seen) == []  # who deletes a thread need not be told
+    assert_nothing_is_stored(database)
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["that hangs", "that goes on"])
+def test_a_turn_whose_thread_another_process_deleted_ends_and_the_thread_stays_deleted(
+    silent: bool, own_service: InProcess, model: StandIn, database: Path
+) -> None:
+    model.will(Begin("Half an answer"), *([Hang()] if silent else [Say(LONG, gap=0.01), Hang()]))
+    with service(**probing(model, database)) as other, Stream.create(own_service.url) as stream:
+        thread_id = thread_of(stream.read_until(seen_text("Half an answer")))
+        other.ask("threads.delete", {"thread_id": thread_id})
+        stream.read_to_end(6)
+        eventually(lambda: [asked.ended for asked in model.asked] == ["cut"], what="the end of the model's request")
+        assert own_service.post("threads.get_by_id", {"thread_id": thread_id}).status_code == 404
+        assert len(errors_of(stream.seen)) == 1
+    assert_nothing_is_stored(database)
+
+
+def assert_nothing_is_stored(database: Path) -> None:
+    for table in ("threads", "items", "leases", "checkpoints"):
+        assert rows(database, f"SELECT * FROM {table}") == [], table
+
+
+# --- the log ------------------------------------------------------------------------------------------------------
+
+
+def test_no_word_of_a_user_a_tool_or_a_model_is_in_the_log(model: StandIn, database: Path, tmp_path: Path) -> None:
+    word = "SENTINEL"
+    failures: list[list[Step]] = [
+        [Call("explode")],
+        [Call("look_up", {"word": word})],
+        [Call("look_up", {word: word})],
+        [Call(word, {"word": word})],
+        [Fail(400, "invalid_value", word)],
+        [Fail(401, None, word)],
+        [Fail(429, "rate_limit_exceeded", word)],
+        [Fail(500, None, word)],
+        [FailLater("server_error")],
+        [Begin(word), Break()],
+        [Begin(word), Hang()],
+        [Say(word), Break()],
+        [Say("\ud83d")],
+    ]
+    variables = probing(model, database, LOG_LEVEL="DEBUG", TURN_TIMEOUT_SECONDS="3")
+    with process(tmp_path, **variables) as running:
+        running.create(f"{word} is what I say")
+        for script in failures:
+            model.will(*script)
+            events = running.create(f"{word} is what I say")
+            assert_thread_goes_on(running, model, thread_of(events))
+        running.create("forbidden SENTINEL")
+        running.post("threads.create", {"input": word})
+        running.http.post("/chatkit", content=f'{{"type": "{word}"', headers={"content-type": "application/json"})
+        running.http.post(f"/{word}?{word}", content=word)
+        with Stream.create(running.url, word) as stream:
+            stream.reset()
+        model.will(Begin(word), Hang())
+        with Stream.create(running.url, word) as stream:
+            stream.read_until(seen_text(word))
+            running.signal(signal.SIGTERM)
+            stream.read_to_end()
+        running.wait()
+    assert word not in running.log
+    assert "failed" in running.log
+
+
+def assert_thread_goes_on(running: Client, model: StandIn, thread_id: str) -> None:
+    """The next message is answered: what the last one left in the history can be read by the model."""
+    model.will(Say("It goes on."))
+    assert text_of(fold(running.say(thread_id))[-1]) == "It goes on."
+
+
+# --- what was seen, and what is stored ----------------------------------------------------------------------------
+
+
+def assert_kept(client: Client, events: list[Event]) -> None:
+    """What a client had seen is stored: done items as they were, open ones as shown or further on."""
+    if not any("item" in event for event in events):
+        return
+    stored = {item["id"]: item for item in client.items(thread_of(events))}
+    done = {event["item"]["id"] for event in events if event["type"] in ("thread.item.done", "thread.item.replaced")}
+    for item in fold(events):
+        if item["id"] in done:
+            assert stored.get(item["id"]) == item
+        elif not is_empty(item):
+            assert item["id"] in stored, f"{item} is lost"
+            assert has_grown(item, stored[item["id"]]), f"{item} became {stored[item['id']]}"
+
+
+def is_empty(item: Item) -> bool:
+    """Whether an open item shows nothing yet, so that it need not be kept."""
+    match item["type"]:
+        case "assistant_message":
+            return not text_of(item).strip()
+        case "workflow":
+            return not item["workflow"]["tasks"]
+    return False
+
+
+def has_grown(seen: Any, stored: Any) -> bool:
+    """Whether all that was seen is in what is stored: texts and lists begin as they did.
+
+    Signs of work aside, and the time, which ChatKit 1.6.5 gives a message anew when it is done.
+    """
+    match seen, stored:
+        case dict(), dict():
+            passing = ("streaming", "status_indicator", "created_at")
+            return all(key in passing or (key in stored and has_grown(seen[key], stored[key])) for key in seen)
+        case list(), list():
+            return len(seen) <= len(stored) and all(map(has_grown, seen, stored))
+        case str(), str():
+            return stored.startswith(seen)
+    return bool(seen == stored)
+
+
+def assert_stored(database: Path, events: list[Event]) -> None:
+    """The items that the events leave are stored as they were shown last."""
+    assert_items_are_stored(database, {item["id"]: item for item in fold(events)})
+
+
+def assert_items_are_stored(database: Path, items: dict[str, Item]) -> None:
+    stored = stored_items(database)
+    for item_id, item in items.items():
+        assert item_id in stored, f"{item} is lost"
+        assert {key: stored[item_id][key] for key in item} == item
+
+
+def stored_items(database: Path) -> dict[str, Item]:
+    return {item_id: _as_sent(json.loads(body)) for item_id, body in rows(database, "SELECT id, body FROM items")}
+
+
+def _as_sent(value: Any) -> Any:
+    """Return a row's body as the protocol shows it: without nulls."""
+    match value:
+        case dict():
+            return {key: _as_sent(each) for key, each in value.items() if each is not None}
+        case list():
+            return [_as_sent(each) for each in value]
+    return value
+
+
+def rows(database: Path, sql: str) -> list[tuple[Any, ...]]:
+    """Return what another reader of the database file sees."""
+    with closing(sqlite3.connect(database, timeout=10)) as db:
+        return db.execute(sql).fetchall()
+
+
+def change(database: Path, sql: str) -> None:
+    with closing(sqlite3.connect(database, timeout=10)) as db, db:
+        db.execute(sql)
+
+
+def children_of(process_id: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
+
+
+def resident_bytes(running: Process) -> int:
+    pages = Path(f"/proc/{running.process.pid}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
