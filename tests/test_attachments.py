@@ -237,17 +237,28 @@ def test_a_file_larger_than_is_taken_is_cut_off_whatever_was_announced(tmp_path:
 
 def test_an_upload_that_breaks_off_leaves_nothing(client: Client, database: Path) -> None:
     before = stored(database)
-    host, port = re.fullmatch(r"http://(.+):(\d+)", client.url).groups()
-    for length in ("10000000", "1000"):
-        with socket.create_connection((host, int(port))) as connection:
-            head = f"POST /attachments HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n"
-            part = (
-                '--b\r\ncontent-disposition: form-data; name="file"; filename="a.txt"\r\ncontent-type: text/plain\r\n'
-            )
-            connection.sendall(f"{head}content-type: multipart/form-data; boundary=b\r\n\r\n{part}\r\n".encode())
-            connection.sendall(b"x" * min(600_000, int(length) - len(part) - 2))
-            eventually(lambda: stored(database)[0] > before[0])
-        eventually(lambda: stored(database) == before)
+    with begin_upload(client, length=10_000_000) as connection:
+        connection.sendall(b"x" * 600_000)
+        eventually(lambda: stored(database)[1] > before[1])
+    eventually(lambda: stored(database) == before)
+
+
+def test_a_form_that_breaks_off_inside_the_file_is_refused(client: Client, database: Path) -> None:
+    before = stored(database)
+    with begin_upload(client, length=1000) as connection:
+        connection.sendall(b"x" * 1000)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 422")
+    assert stored(database) == before
+
+
+def begin_upload(client: Client, length: int) -> socket.socket:
+    """Return a connection that has begun to send a form of this length, and is inside its file."""
+    address = httpx2.URL(client.url)
+    connection = socket.create_connection((address.host, address.port))
+    part = '--b\r\ncontent-disposition: form-data; name="file"; filename="a.txt"\r\ncontent-type: text/plain\r\n\r\n'
+    head = f"POST /attachments HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n"
+    connection.sendall(f"{head}content-type: multipart/form-data; boundary=b\r\n\r\n{part}".encode())
+    return connection
 
 
 def test_a_form_without_the_file_or_with_other_things_is_understood(client: Client, database: Path) -> None:
