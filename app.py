@@ -35,6 +35,7 @@ from server import AgentModule, ChatServer
 from settings import Settings, SettingsError, is_loopback, load_environ
 from sockets import listening_hosts
 from store import open_store
+from toolservers import ToolServers
 from turns import Stopped, Turn, Turns
 
 log = logging.getLogger("service")
@@ -105,6 +106,9 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                     max_turns=settings.max_turns,
                 )
             )
+            tool_servers = await stack.enter_async_context(
+                ToolServers.running(settings.mcp_server_url, forward_auth=settings.mcp_forward_auth)
+            )
             server = ChatServer(
                 store,
                 attachments,
@@ -120,6 +124,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 history_items=settings.history_items,
                 can_cancel=settings.on_disconnect == "cancel",
                 ask_for_titles=not settings.offline,
+                tool_servers=tool_servers,
                 dictation=Dictation(upstream.client, settings.transcribe_model) if upstream.client else None,
             )
             yield {
@@ -128,6 +133,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 "local": local,
                 "store": store,
                 "attachments": attachments,
+                "tool_servers": tool_servers,
                 "server": server,
             }
 
@@ -193,6 +199,8 @@ async def readyz(request: Request) -> Response:
     if request.state.verifier:
         await request.state.verifier.wait_until_ready()
     await request.state.store.ping()
+    if missing := request.state.tool_servers.missing:
+        return JSONResponse({"status": "degraded", "tool_servers": missing})
     return JSONResponse({"status": "ok"})
 
 
@@ -202,8 +210,9 @@ async def authenticate(request: Request) -> RequestContext:
     base_url = settings.public_url or str(request.base_url).rstrip("/")
     locale = headers.get("accept-language", "").partition(",")[0].partition(";")[0].strip()[:35] or None
     if verifier:
-        claims = await verifier.verify(bearer_token(headers.getlist("authorization")))
-        return RequestContext(claims.user_id, claims.all, locale, request.state.request_id, base_url)
+        token = bearer_token(headers.getlist("authorization"))
+        claims = await verifier.verify(token)
+        return RequestContext(claims.user_id, claims.all, locale, request.state.request_id, base_url, token)
     request.state.local.require(
         host=headers.get("host", ""),
         origin=headers.get("origin"),

@@ -11,6 +11,7 @@ from failures import describe
 from server import AgentModule
 from settings import Settings
 from store import open_store
+from toolservers import tool_names
 
 PATIENCE_SECONDS = 10.0
 
@@ -26,6 +27,7 @@ async def check(settings: Settings, unverified_token: str | None, say: Callable[
         "database": _database,
         "issuer": _issuer,
         "model": _model,
+        "tools": _tools,
     }
     say("ok     settings: all can be read")
     results = [await _report(name, part(settings), say) for name, part in parts.items()]
@@ -99,6 +101,15 @@ async def _answer_of(client: AsyncOpenAI) -> str:
             f"{client.base_url} does not answer ({describe(error)}). Set OPENAI_BASE_URL, or start the server there."
         ) from error
     return f"{client.base_url} answers and takes the key"
+
+
+async def _tools(settings: Settings) -> AsyncIterator[str]:
+    for url in settings.mcp_server_url:
+        try:
+            names = await tool_names(url)
+        except Exception as error:  # the MCP library's own, whatever the server did
+            raise Wrong(f"{url} does not answer ({describe(error)}). Set MCP_SERVER_URL, or start it there.") from error
+        yield f"{url} offers {', '.join(names) or 'nothing'}"
 
 
 async def _token(settings: Settings, unverified_token: str) -> AsyncIterator[str]:

@@ -23,6 +23,8 @@ class RequestContext:
     """Stands in the log, in the `x-request-id` header, and in the call to the model."""
     base_url: str = ""
     """Where the client finds this service, for links in its answers."""
+    bearer_token: str | None = field(default=None, repr=False, compare=False)
+    """The verified token itself, for tool servers that are to see it."""
     lease: str | None = field(default=None, repr=False, compare=False)
     """Set while a turn runs: the store then refuses this request's writes to a thread that another turn has taken."""
     loaded_threads: dict[str, ThreadMetadata] = field(default_factory=dict, repr=False, compare=False)

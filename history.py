@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from inspect import isawaitable
 from typing import Any, cast
 
-from agents import StreamEvent
+from agents import StreamEvent, ToolOriginType
 from agents.items import TResponseInputItem
 from chatkit.agents import AgentContext, ThreadItemConverter
 from chatkit.store import NotFoundError
@@ -14,12 +14,14 @@ from chatkit.types import (
     AssistantMessageItem,
     Attachment,
     ClientToolCallItem,
+    CustomTask,
     GeneratedImageItem,
     HiddenContextItem,
     ThreadItem,
     ThreadItemDoneEvent,
     UserMessageItem,
     UserMessageTagContent,
+    WorkflowItem,
 )
 from openai.types.responses import ResponseInputContentParam, ResponseInputTextParam
 
@@ -60,7 +62,8 @@ class ToolResults:
     """A run that stores what its tools return as hidden items, for `stream_agent_response`.
 
     ChatKit 1.6.5 stores none of it, so that the model would not know in the next turn what it read in this one. A
-    call that the client is to answer is left out: it becomes an item of its own.
+    call that the client is to answer is left out: it becomes an item of its own. Calls of MCP servers' tools show as
+    tasks of a workflow.
     """
 
     def __init__(self, run: Any, context: AgentContext[RequestContext]):
@@ -68,6 +71,7 @@ class ToolResults:
         self._context = context
         self._calls: dict[str, Any] = {}
         self._last_call = ""
+        self._tasks: dict[str, tuple[WorkflowItem, int]] = {}
 
     async def stream_events(self) -> AsyncIterator[StreamEvent]:
         async for event in self._run.stream_events():
@@ -80,12 +84,27 @@ class ToolResults:
         if item.type == "tool_call_item":
             self._last_call = _field(raw, "call_id") or ""
             self._calls[self._last_call] = raw
+            if item.tool_origin is not None and item.tool_origin.type == ToolOriginType.MCP:
+                await self._show_task(self._last_call, _field(raw, "name"))
             if _field(raw, "type") == "mcp_call" and _field(raw, "output") is not None:  # the provider called it
                 await self._keep(raw, _field(raw, "output"))
-        elif item.type == "tool_call_output_item" and (call := self._calls.get(_field(raw, "call_id"))) is not None:
+        if item.type == "tool_call_output_item":
+            await self._complete_task(_field(raw, "call_id"))
+        if item.type == "tool_call_output_item" and (call := self._calls.get(_field(raw, "call_id"))) is not None:
             for_client = self._context.client_tool_call is not None and _field(raw, "call_id") == self._last_call
             if _field(call, "type") == "function_call" and not for_client:
                 await self._keep(call, _field(raw, "output"))
+
+    async def _show_task(self, call_id: str, name: str) -> None:
+        await self._context.add_workflow_task(CustomTask(title=name, status_indicator="loading"))
+        if workflow := self._context.workflow_item:
+            self._tasks[call_id] = workflow, len(workflow.workflow.tasks) - 1
+
+    async def _complete_task(self, call_id: str) -> None:
+        workflow, index = self._tasks.pop(call_id, (None, 0))
+        if workflow is not None and workflow is self._context.workflow_item:
+            task = workflow.workflow.tasks[index].model_copy(update={"status_indicator": "complete"})
+            await self._context.update_workflow_task(task, index)
 
     async def _keep(self, call: Any, output: Any) -> None:
         content = {TOOL: _field(call, "name"), "arguments": _field(call, "arguments"), "output": _as_text(output)}

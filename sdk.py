@@ -128,7 +128,7 @@ class OwnIds:
             if event.type == "raw_response_event":
                 yield self._renamed(event)
             elif event.type == "run_item_stream_event" and event.item.type == "tool_call_item":
-                yield replace(event, item=_ToolCall(event.item.raw_item))  # type: ignore[arg-type]
+                yield replace(event, item=_ToolCall(event.item))  # type: ignore[arg-type]
             else:
                 yield event
 
@@ -170,11 +170,12 @@ def _mend(part: Any, *names: str) -> None:
 
 
 class _ToolCall:
-    """What `stream_agent_response` reads of a tool call, with an id of ours."""
+    """What is read of a tool call, with an id of ours."""
 
     type = "tool_call_item"
 
-    def __init__(self, raw_item: Any):
-        self.raw_item = raw_item
-        if isinstance(raw_item, BaseModel) and hasattr(raw_item, "call_id"):
-            self.raw_item = raw_item.model_copy(update={"id": new_id("tool_call")})
+    def __init__(self, item: Any):
+        self.raw_item = item.raw_item
+        self.tool_origin = item.tool_origin
+        if isinstance(self.raw_item, BaseModel) and hasattr(self.raw_item, "call_id"):
+            self.raw_item = self.raw_item.model_copy(update={"id": new_id("tool_call")})

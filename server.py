@@ -4,7 +4,7 @@ import asyncio
 import importlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from inspect import isawaitable
@@ -63,6 +63,7 @@ from history import DescribeTag, HistoryConverter, ToolResults, load_history
 from provider import letters_in, model_name, usage_of, with_reasoning_kept
 from sdk import OwnIds, encode, parse_request, with_streamed
 from titles import title_by_model, title_by_words
+from toolservers import ToolServers
 from turns import Events, Turns, thread_response
 
 log = logging.getLogger("service.server")
@@ -123,6 +124,7 @@ class ChatServer(ChatKitServer[RequestContext]):
         can_cancel: bool = True,
         ask_for_titles: bool = False,
         dictation: Dictation | None = None,
+        tool_servers: ToolServers | None = None,
     ):
         super().__init__(store, attachments)
         self._attachments = attachments
@@ -134,6 +136,7 @@ class ChatServer(ChatKitServer[RequestContext]):
         self._can_cancel = can_cancel
         self._ask_for_titles = ask_for_titles
         self._dictation = dictation
+        self._tool_servers = tool_servers or ToolServers((), forward_auth=False)
 
     async def process(
         self, request: str | bytes | bytearray, context: RequestContext
@@ -263,10 +266,20 @@ class ChatServer(ChatKitServer[RequestContext]):
     async def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: RequestContext
     ) -> AsyncIterator[ThreadStreamEvent]:
+        async with self._tool_servers.for_turn(context) as servers:
+            agent = await self._make_agent(context)
+            if servers:
+                agent = agent.clone(mcp_servers=[*agent.mcp_servers, *servers])
+            async with aclosing(self._run(agent, thread, input_user_message, context)) as events:
+                async for event in events:
+                    yield event
+
+    async def _run(
+        self, agent: Agent[Any], thread: ThreadMetadata, message: UserMessageItem | None, context: RequestContext
+    ) -> Events:
         agent_context = self._agent_context(thread, context)
-        agent = await self._make_agent(context)
         items = await load_history(self.store, thread.id, self._history_items, context)
-        config = await self._config_for(agent, agent_context, items, input_user_message)
+        config = await self._config_for(agent, agent_context, items, message)
         converter = HistoryConverter(self._attachments, context, self._agent.describe_tag)
         model_input = await converter.to_agent_input(items)
         run = Runner.run_streamed(agent, model_input, context=agent_context, run_config=config)

@@ -12,7 +12,7 @@ LAYERS = [
     {"conversations", "auth", "local"},
     {"failures", "openitems", "sqlite"},
     {"sdk", "store", "demo", "attachments", "dictation"},
-    {"turns", "history", "files", "provider", "titles", "agent"},
+    {"turns", "history", "files", "provider", "titles", "toolservers", "agent"},
     {"server"},
     {"check"},
     {"app"},

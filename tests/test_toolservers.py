@@ -1,0 +1,212 @@
+"""The tools of a real MCP server: listed, called through the agent, left out while it is down, and back by itself."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import httpx2
+import pytest
+
+from conftest import probing
+from issuer import Issuer
+from service import ROOT, Client, errors_of, eventually, fold, message, service, text_of, thread_of
+from standin import Call, Say, StandIn
+
+SERVER = Path(__file__).with_name("toolserver.py")
+
+
+class ToolServerProcess:
+    """The server as a process that can be killed and started again on the same port."""
+
+    def __init__(self, port: int):
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}/mcp"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen([sys.executable, str(SERVER), str(self.port)], stderr=subprocess.DEVNULL)
+        eventually(self._is_up, 30, "the start of the tool server")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def _is_up(self) -> bool:
+        try:
+            httpx2.get(self.url, trust_env=False)
+        except httpx2.TransportError:
+            return False
+        return True
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def tools(port: int) -> Iterator[ToolServerProcess]:
+    with ToolServerProcess(port) as server:
+        yield server
+
+
+@pytest.fixture
+def client(tmp_path: Path, model: StandIn, port: int) -> Iterator[Client]:
+    environ = probing(model, tmp_path / "chatkit.db", MCP_SERVER_URL=f"http://127.0.0.1:{port}/mcp")
+    with service(**environ) as client:
+        yield client
+
+
+def is_degraded(client: Client) -> bool:
+    response = client.http.get("/readyz")
+    assert response.status_code == 200
+    return response.json()["status"] == "degraded"
+
+
+def tool_names(model: StandIn) -> set[str]:
+    """Return the tools that the model was offered last."""
+    return {tool["name"] for tool in model.asked[-1].body.get("tools", [])}
+
+
+def result_of_last_call(model: StandIn) -> str:
+    return str(
+        [item["output"] for item in model.asked[-1].body["input"] if item.get("type") == "function_call_output"][-1]
+    )
+
+
+def test_a_servers_tools_are_called_shown_as_tasks_and_remembered(
+    tools: ToolServerProcess, client: Client, model: StandIn
+) -> None:
+    model.will(Call("add", {"a": 20, "b": 22}))
+    model.will(Say("It is 42."))
+    events = client.create("Add them")
+    assert not errors_of(events)
+    assert "42" in result_of_last_call(model)
+    assert [item["type"] for item in fold(events)] == ["user_message", "workflow", "assistant_message"]
+    [task] = fold(events)[1]["workflow"]["tasks"]
+    assert (task["title"], task["status_indicator"]) == ("add", "complete")
+    assert client.items(thread_of(events)) == fold(events)
+    client.say(thread_of(events), "And what was it?")
+    assert "42" in result_of_last_call(model)
+
+
+def test_the_server_is_told_who_asks_and_no_token(tools: ToolServerProcess, client: Client, model: StandIn) -> None:
+    model.will(Call("who_asks"))
+    client.create("Who am I?")
+    assert "local with no token" in result_of_last_call(model)
+
+
+def test_each_user_s_token_is_forwarded_in_a_session_of_its_own(
+    tmp_path: Path, tools: ToolServerProcess, model: StandIn
+) -> None:
+    with Issuer() as issuer:
+        environ = probing(
+            model,
+            tmp_path / "chatkit.db",
+            MCP_SERVER_URL=tools.url,
+            MCP_FORWARD_AUTH="1",
+            JWKS_URL=issuer.jwks_url,
+            JWT_ISSUER=issuer.url,
+        )
+        with service(**environ) as guarded:
+            for user in ("alice", "bob", "alice"):
+                token = issuer.token(claims={"sub": user})
+                client = Client(guarded.url, {"authorization": f"Bearer {token}"})
+                eventually(lambda client=client: client.post("threads.list").status_code == 200)
+                model.will(Call("who_asks"))
+                assert not errors_of(client.create("Who am I?"))
+                assert f"{user} with Bearer {token}" in result_of_last_call(model)
+
+
+def test_a_server_that_is_down_costs_five_seconds_once_is_left_out_and_comes_back(
+    tmp_path: Path, client: Client, model: StandIn, port: int
+) -> None:
+    began = time.monotonic()
+    assert not errors_of(client.create("Hello"))
+    assert time.monotonic() - began < 8
+    assert "add" not in tool_names(model)
+    assert is_degraded(client)
+    began = time.monotonic()
+    client.create("Hello again")
+    assert time.monotonic() - began < 3
+    with ToolServerProcess(port):
+        eventually(lambda: not is_degraded(client), 30)
+        client.create("Hello once more")
+        assert "add" in tool_names(model)
+
+
+def test_a_server_that_dies_in_a_call_ends_the_turn_with_words_and_is_used_again_when_it_is_back(
+    client: Client, model: StandIn, port: int
+) -> None:
+    tools = ToolServerProcess(port)
+    tools.start()
+    try:
+        eventually(lambda: not is_degraded(client), 30)
+        model.will(Call("sleep"))
+        with client.streaming("threads.create", {"input": message("Sleep")}) as events:
+            seen = []
+            for event in events:
+                seen.append(event)
+                if "workflow" in str(event):
+                    tools.kill()
+                    break
+            seen += list(events)
+        [error] = errors_of(seen)
+        assert "tool" in error["message"]
+        assert error["allow_retry"]
+        tools.start()
+        eventually(lambda: not is_degraded(client), 30)
+        model.will(Call("add", {"a": 1, "b": 1}))
+        model.will(Say("Two."))
+        events = client.say(thread_of(seen), "Add one and one")
+        assert not errors_of(events)
+        assert text_of(fold(events)[-1]) == "Two."
+    finally:
+        tools.kill()
+
+
+def test_check_lists_the_tools_or_says_that_the_server_does_not_answer(tmp_path: Path, port: int) -> None:
+    def check() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "app.py"), "check"]
+        environ = {"MCP_SERVER_URL": f"http://127.0.0.1:{port}/mcp"}
+        return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+
+    missing = check()
+    assert missing.returncode == 1
+    assert "wrong  tools: " in missing.stdout
+    assert "Traceback" not in missing.stderr
+    with ToolServerProcess(port):
+        found = check()
+    assert found.returncode == 0, found.stdout
+    assert "add, who_asks, sleep" in found.stdout
+
+
+def test_500_turns_leave_no_connection_behind(tools: ToolServerProcess, client: Client, model: StandIn) -> None:
+    def connections() -> int:
+        peer = f"0100007F:{tools.port:04X}"  # as the kernel writes 127.0.0.1 and the port
+        rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+        return sum(row[2] == peer and row[3] == "01" for row in rows)
+
+    eventually(lambda: not is_degraded(client), 30)
+    counts = []
+    for number in range(500):
+        if number % 10 == 0:
+            model.will(Call("add", {"a": number, "b": 1}))
+        client.create("Hello")
+        counts.append(connections())
+    print(f"\nconnections to the tool server after 10 turns: {counts[9]}, after 500: {counts[-1]}")
+    assert counts[-1] <= max(counts[:20])

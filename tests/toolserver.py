@@ -1,0 +1,37 @@
+"""A real MCP server, as a process of its own: `python tests/toolserver.py PORT`."""
+
+import asyncio
+import sys
+from typing import Any
+
+import uvicorn
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+
+server = MCPServer("tests")
+
+
+@server.tool()
+async def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@server.tool()
+async def who_asks(ctx: Context[Any, Any]) -> str:
+    """Say who is asking, as far as this server is told."""
+    request = ctx.request_context.request
+    token = request.headers.get("authorization", "no token") if request else "no request"
+    return f"{dict(ctx.request_context.meta or {}).get('user_id')} with {token}"
+
+
+@server.tool()
+async def sleep() -> str:
+    """Take for ever."""
+    await asyncio.sleep(3600)
+    return "never"
+
+
+if __name__ == "__main__":
+    app = server.streamable_http_app()
+    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", timeout_graceful_shutdown=1)

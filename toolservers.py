@@ -1,0 +1,172 @@
+"""MCP servers whose tools the agent gets: connected in the background, left out while they are down."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from agents import RunContextWrapper
+from agents.mcp import MCPServer, MCPServerManager, MCPServerStreamableHttp, MCPServerStreamableHttpParams
+from agents.mcp.util import MCPToolMetaContext
+from chatkit.agents import AgentContext
+
+from context import RequestContext
+
+log = logging.getLogger("service.toolservers")
+
+CONNECT_SECONDS = 5.0
+"""The longest that a server which is down, or slow, holds up a turn; it does so once."""
+RETRY_SECONDS = 5.0
+
+
+class ToolServers:
+    """The configured servers, each with one session that all users share; or, where tokens are forwarded, with a
+    session for each turn: a shared one must never carry several users' tokens.
+    """
+
+    def __init__(self, urls: Sequence[str], *, forward_auth: bool):
+        self._urls = urls
+        self._forward_auth = forward_auth
+        self._shared = [] if forward_auth else [_SharedServer(url) for url in urls]
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, urls: Sequence[str], *, forward_auth: bool = False) -> AsyncIterator[Self]:
+        """Keep the servers connected; leaving closes all sessions."""
+        servers = cls(urls, forward_auth=forward_auth)
+        keepers = [asyncio.create_task(each.keep_connected(), name="tool server") for each in servers._shared]
+        try:
+            yield servers
+        finally:
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
+
+    @property
+    def missing(self) -> list[str]:
+        """The servers that are left out at the moment."""
+        return [each.url for each in self._shared if not each.is_connected]
+
+    @asynccontextmanager
+    async def for_turn(self, context: RequestContext) -> AsyncIterator[list[MCPServer]]:
+        """Yield the servers that can be asked now."""
+        if self._forward_auth and context.bearer_token:
+            headers = {"authorization": f"Bearer {context.bearer_token}"}
+            async with _manager([_server(url, headers) for url in self._urls]) as manager:
+                for server in manager.failed_servers:
+                    log.warning("the tool server %s is left out of a turn: it does not answer", server.name)
+                yield manager.active_servers
+        else:
+            await asyncio.gather(*[each.first_attempt() for each in self._shared])
+            yield [each.server for each in self._shared if each.is_connected]
+
+
+class _SharedServer:
+    """One server and its session. Its manager's task owns the session, as the MCP library wants it."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self.server = _Watched(url, self._note_failure)
+        self.is_connected = False
+        self._broke = asyncio.Event()
+        self._broke.set()
+        self._tried = asyncio.Event()
+
+    async def keep_connected(self) -> None:
+        """Connect whenever there is no session, for ever; close it when cancelled."""
+        manager = _manager([self.server])
+        try:
+            while True:
+                await self._broke.wait()
+                await manager.reconnect(failed_only=False)
+                self._set_connected(bool(manager.active_servers))
+                self._tried.set()
+                if not self.is_connected:
+                    await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            await manager.cleanup_all()
+
+    async def first_attempt(self) -> None:
+        """Wait while the session is being made for the first time, or anew; not for the attempts that follow."""
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._tried.wait()
+        except TimeoutError:
+            self._tried.set()
+
+    def _set_connected(self, connected: bool) -> None:
+        if connected:
+            self._broke.clear()
+            self.server.invalidate_tools_cache()  # type: ignore[no-untyped-call]
+        if connected != self.is_connected or not self._tried.is_set():
+            log.log(
+                logging.INFO if connected else logging.WARNING,
+                "the tool server %s %s",
+                self.url,
+                "is connected" if connected else "does not answer, and is left out until it does",
+            )
+        self.is_connected = connected
+
+    def _note_failure(self) -> None:
+        self.is_connected = False
+        self._tried.clear()
+        self._broke.set()
+
+
+class _Watched(MCPServerStreamableHttp):
+    """A server that says when its session fails."""
+
+    def __init__(self, url: str, on_failure: Any, headers: dict[str, str] | None = None):
+        params: MCPServerStreamableHttpParams = {"url": url, "headers": headers or {}, "timeout": CONNECT_SECONDS}
+        super().__init__(
+            params,
+            cache_tools_list=True,
+            name=urlsplit(url).netloc,
+            client_session_timeout_seconds=None,  # a tool may take as long as its turn may
+            failure_error_function=None,  # what a tool says of its own failure still reaches the model
+            tool_meta_resolver=_meta,
+        )
+        self._on_failure = on_failure
+
+    async def list_tools(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._watched(super().list_tools(*args, **kwargs), CONNECT_SECONDS)
+
+    async def call_tool(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._watched(super().call_tool(*args, **kwargs), None)
+
+    async def _watched(self, call: Any, seconds: float | None) -> Any:
+        try:
+            async with asyncio.timeout(seconds):
+                return await call
+        except Exception:
+            self._on_failure()
+            raise
+
+
+async def tool_names(url: str) -> list[str]:
+    """Connect once and return the names of the server's tools; raise what is wrong with it."""
+    async with _manager([server := _server(url, {})]) as manager:
+        if error := manager.errors.get(server):
+            raise error
+        return [tool.name for tool in await server.list_tools()]
+
+
+def _server(url: str, headers: dict[str, str]) -> MCPServer:
+    return _Watched(url, lambda: None, headers)
+
+
+def _manager(servers: Sequence[MCPServer]) -> MCPServerManager:
+    return MCPServerManager(
+        servers,
+        connect_timeout_seconds=CONNECT_SECONDS,
+        cleanup_timeout_seconds=CONNECT_SECONDS,
+        connect_in_parallel=True,
+    )
+
+
+def _meta(call: MCPToolMetaContext) -> dict[str, Any]:
+    """Tell the server who is asking, beside the arguments, which are the model's."""
+    run: RunContextWrapper[AgentContext[RequestContext]] = call.run_context
+    return {"user_id": run.context.request_context.user_id}
