@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from agentmodule import AgentModule
 from attachments import Attachments, LinkRefused
 from auth import InvalidToken, KeysUnavailable, TokenMissing, bearer_token
 from check import verifier_of
@@ -31,11 +32,12 @@ from failures import Refused, log_failure, quota_words, words_for
 from files import file_routes
 from local import Forbidden, LocalAccess
 from provider import open_upstream, run_config
-from server import AgentModule, ChatServer
+from server import ChatServer
 from settings import Settings, SettingsError, is_loopback, load_environ
 from sockets import listening_hosts
 from store import open_store
 from toolservers import ToolServers
+from tour import with_tour
 from turns import Stopped, Turn, Turns
 
 log = logging.getLogger("service")
@@ -76,6 +78,8 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
     @asynccontextmanager
     async def open_all(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         agent = AgentModule.load(settings.agent)
+        if settings.offline:
+            agent = with_tour(agent)
         async with AsyncExitStack() as stack:
             upstream = await stack.enter_async_context(
                 open_upstream(

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Callable
 import openai
 from openai import AsyncOpenAI
 
+from agentmodule import AgentModule
 from auth import InvalidToken, KeysUnavailable, TokenMissing, Verifier, bearer_token
 from conversations import IncompatibleDatabase, StoreUnavailable
 from failures import describe
-from server import AgentModule
 from settings import Settings
 from store import open_store
 from toolservers import tool_names

@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 import uvicorn
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
+from agentmodule import AgentModule
 from app import NO_LOGIN, create_app
 from check import check
 from conversations import IncompatibleDatabase, StoreUnavailable, Usage
-from server import AgentModule
 from settings import Settings, SettingsError, is_loopback, load_environ
 from sockets import inherited, listen
 from store import open_store

@@ -148,6 +148,9 @@ class OwnIds:
                 | "response.output_text.annotation.added"
             ):
                 data.item_id = self._id(data)
+                if isinstance(annotation := getattr(data, "annotation", None), BaseModel):
+                    # openai 3.54 has classes of its own for this event, which ChatKit 1.6.5 refuses to read
+                    data.annotation = annotation.model_dump()  # type: ignore[union-attr]
         return event
 
     def _id(self, data: Any) -> str:

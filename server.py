@@ -1,14 +1,13 @@
 """`ChatServer`: what a request may do, and the turn that answers it."""
 
 import asyncio
-import importlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from inspect import isawaitable
-from typing import Any, Self
+from typing import Any
 
 from agents import Agent, ModelSettings, RunConfig, RunContextWrapper, Runner
 from agents.exceptions import ModelRefusalError
@@ -54,12 +53,13 @@ from chatkit.types import (
     is_streaming_req,
 )
 
+from agentmodule import AgentModule
 from attachments import Attachments, KeptImages
 from context import RequestContext
 from conversations import ConversationStore, QuotaExceeded, StoreUnavailable, ThreadBusy, Usage, is_hidden
 from dictation import Dictation
 from failures import Refused, log_failure, words_for
-from history import DescribeTag, HistoryConverter, ToolResults, load_history
+from history import HistoryConverter, ToolResults, load_history
 from provider import letters_in, model_name, usage_of, with_reasoning_kept
 from sdk import OwnIds, encode, parse_request, with_streamed
 from titles import title_by_model, title_by_words
@@ -78,27 +78,6 @@ OnThread = (
 
 PAGE_SIZE = 20
 """Items or threads in a page when the request names no limit, as ChatKit 1.6.5 has it."""
-
-
-@dataclass(frozen=True)
-class AgentModule:
-    """The functions of the module that the user of this service writes; only the first is needed."""
-
-    create_agent: Callable[[RequestContext], Agent[Any] | Awaitable[Agent[Any]]]
-    handle_action: Callable[..., AsyncIterator[ThreadStreamEvent]] | None = None
-    handle_sync_action: Callable[..., Awaitable[SyncCustomActionResponse]] | None = None
-    describe_tag: DescribeTag | None = None
-
-    @classmethod
-    def load(cls, name: str) -> Self:
-        """Import `module` or `module:function`; raise `ImportError` that says what is missing."""
-        module_name, _, function = name.partition(":")
-        module = importlib.import_module(module_name)
-        create_agent = getattr(module, function or "create_agent", None)
-        if not callable(create_agent):
-            raise ImportError(f"AGENT={name}: the module has no function {function or 'create_agent'}(context).")
-        optional = ("handle_action", "handle_sync_action", "describe_tag")
-        return cls(create_agent, **{each: getattr(module, each, None) for each in optional})
 
 
 class ChatServer(ChatKitServer[RequestContext]):

@@ -20,11 +20,15 @@ from service import serving
 
 @dataclass(frozen=True)
 class Say:
-    """Stream this text, a delta for each word, `gap` seconds apart; where it `breaks`, cut the connection inside."""
+    """Stream this text, a delta for each word, `gap` seconds apart; where it `breaks`, cut the connection inside.
+
+    `source` is the address of a page that it cites.
+    """
 
     text: str
     gap: float = 0.0
     breaks: bool = False
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -346,8 +350,8 @@ class _Responses(_Wire):
     def step(self, step: Step) -> Iterator[bytes]:
         index = len(self._output)
         match step:
-            case Say(text=text):
-                yield from self._message(index, text)
+            case Say(text=text, source=source):
+                yield from self._message(index, text, source)
             case Begin(text=text):
                 yield from islice(self._message(index, text), 2 + len(_words(text)))
             case Refuse(text=text):
@@ -376,13 +380,17 @@ class _Responses(_Wire):
         self._output.append(done)
         yield self._event("response.output_item.done", output_index=index, item=done)
 
-    def _message(self, index: int, text: str) -> Iterator[bytes]:
+    def _message(self, index: int, text: str, source: str | None = None) -> Iterator[bytes]:
         at = {"item_id": "msg_1", "output_index": index, "content_index": 0}
         yield self._event("response.output_item.added", output_index=index, item=self._assistant([]))
         part = {"type": "output_text", "text": "", "annotations": []}
         yield self._event("response.content_part.added", part=part, **at)
         for word in _words(text):
             yield self._event("response.output_text.delta", delta=word, logprobs=[], **at)
+        if source:
+            citation = {"type": "url_citation", "url": source, "title": "A page", "start_index": 0, "end_index": 1}
+            yield self._event("response.output_text.annotation.added", annotation=citation, annotation_index=0, **at)
+            part = {**part, "annotations": [citation]}
         yield self._event("response.output_text.done", text=text, logprobs=[], **at)
         part = {**part, "text": text}
         yield self._event("response.content_part.done", part=part, **at)

@@ -126,6 +126,15 @@ def test_openai_keeps_no_answers_and_gets_no_traces_unless_asked(client: Client,
     assert traces == []
 
 
+def test_a_cited_page_is_an_annotation_of_the_answer(client: Client, model: StandIn) -> None:
+    model.will(Say("As it is written.", source="https://example.org/page"))
+    events = client.create("Where is it written?")
+    assert not errors_of(events)
+    stored = client.items(thread_of(events))
+    assert stored[1]["content"][0]["annotations"][0]["source"]["url"] == "https://example.org/page"
+    assert stored == fold(events)
+
+
 def test_a_stopped_run_is_cut_off_at_the_model(client: Client, model: StandIn) -> None:
     model.will(Say("word " * 1000, gap=0.02))
     with client.streaming("threads.create", {"input": message("Talk")}) as events:
