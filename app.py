@@ -30,6 +30,7 @@ from dictation import Dictation, DictationFailed
 from failures import Refused, log_failure, quota_words, words_for
 from files import file_routes
 from local import Forbidden, LocalAccess
+from page import PageSettings, page_routes
 from provider import open_upstream, run_config
 from server import AgentModule, ChatServer
 from settings import Settings, SettingsError, is_loopback, load_environ
@@ -54,6 +55,11 @@ def create_app(settings: Settings | None = None) -> Starlette:
             *file_routes(authenticate),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            *page_routes(
+                PageSettings(
+                    login=bool(settings.jwks_url), domain_key=settings.chatkit_domain_key, models=settings.models
+                )
+            ),
         ],
         middleware=[
             Middleware(
