@@ -43,6 +43,7 @@ function newConversation(id) {
 /** Show a thread, or a new conversation for null; the address follows unless it came first. */
 async function go(id, { isAddressSet = false } = {}) {
   closeSidebar();
+  if (id && id === conversation?.id) return composer.focus();
   composer.note();
   const isLoaded = running.has(id);
   conversation = running.get(id) ?? newConversation(id);
@@ -65,16 +66,15 @@ async function load(opened) {
 }
 
 function show() {
-  find("#conversation").replaceChildren(conversation.element);
-  find("#conversation").classList.toggle("empty", !conversation.id);
+  if (!conversation.element.isConnected) find("#conversation").replaceChildren(conversation.element);
   showTitle();
   composer.show(conversation);
   list.mark(conversation.id, running.keys());
 }
 
 function showTitle() {
-  const { thread } = conversation;
-  const title = thread ? list.titleOf(thread) : "New conversation";
+  const { thread, id } = conversation;
+  const title = thread ? list.titleOf(thread) : id ? "Loading …" : "New conversation";
   find("#title").textContent = title;
   document.title = `${title} · Chat`;
 }
@@ -90,7 +90,6 @@ function showStart() {
 async function send(draft) {
   const sender = conversation;
   if (!sender.element.isConnected) find("#conversation").replaceChildren(sender.element);
-  find("#conversation").classList.remove("empty");
   const unsent = await sender.send(draft);
   if (unsent && sender === conversation) composer.restore(unsent);
 }
@@ -180,9 +179,8 @@ async function isThere() {
 async function refreshAll() {
   try {
     await list.load();
-    if (!conversation.id) return;
-    if (conversation.thread) await conversation.refresh();
-    else await load(conversation);
+    if (conversation.id && !conversation.thread) await load(conversation);
+    else await conversation.refresh();
   } catch (error) {
     onFailure(error);
   }
@@ -232,6 +230,10 @@ function fitOut() {
   find("#theme").addEventListener("click", () => setTheme(currentTheme() === "dark" ? "light" : "dark"));
   onThemeChange(showTheme);
   showTheme();
+  find(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the address keeps its end
+    find("#message").focus();
+  });
   find("#sign-out").hidden = !settings.login;
   find("#sign-out").append(icon("exit"), "Sign out");
   find("#sign-out").addEventListener("click", () => {

@@ -9,6 +9,16 @@ import { Marked } from "./vendor/marked.esm.js";
 
 const marked = new Marked({ gfm: true });
 
+/** Read Markdown; what is nested deeper than the reader can follow is one paragraph of plain text. */
+function read(text) {
+  try {
+    return marked.lexer(text);
+  } catch {
+    const plain = { type: "escape", raw: text, text };
+    return Object.assign([{ type: "paragraph", raw: text, tokens: [plain] }], { links: {} });
+  }
+}
+
 // --- tokens as elements ----------------------------------------------------------------------------------------------
 
 const drawers = {
@@ -52,6 +62,12 @@ function drawAll(tokens) {
 }
 
 const drawUnknown = (token) => token.raw;
+
+/** A block by itself; text that stands alone (markup, say) is a paragraph. */
+function drawBlock(token) {
+  const drawn = drawAll([token]);
+  return drawn.map((each) => (each instanceof Node ? each : el("p", {}, each)));
+}
 
 function drawCode({ text, lang }) {
   const copy = iconButton(icon("copy"), "Copy code", () => copied(copy, text));
@@ -120,7 +136,7 @@ export class MarkdownView {
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
     this.#text = text;
-    const tokens = marked.lexer(text);
+    const tokens = read(text);
     // A reference at the end may give a link to words far above.
     const first = Object.keys(tokens.links).length ? 0 : this.#countUnchanged(tokens);
     this.#replaceFrom(first, tokens.slice(first));
@@ -144,7 +160,7 @@ export class MarkdownView {
 
   #drawEnd() {
     const text = this.#text.replace(/\r\n?/g, "\n"); // as the parser counts it
-    const tokens = marked.lexer(text.slice(this.#settledLength));
+    const tokens = read(text.slice(this.#settledLength));
     this.#replaceFrom(this.#settled, tokens);
     const open = indexOfOpenEnd(tokens);
     this.#settled += open;
@@ -160,7 +176,7 @@ export class MarkdownView {
   #replaceFrom(first, tokens) {
     for (const block of this.#blocks.splice(first)) block.nodes.forEach((node) => node.remove());
     for (const token of tokens) {
-      const nodes = drawAll([token]).map((drawn) => (drawn instanceof Node ? drawn : el("p", {}, drawn)));
+      const nodes = drawBlock(token);
       this.element.append(...nodes);
       this.#blocks.push({ raw: token.raw, nodes });
     }

