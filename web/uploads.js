@@ -4,6 +4,13 @@
 import { el, iconButton } from "./dom.js";
 import { icon } from "./icons.js";
 
+/** Kinds that not every system knows by their names' ends. */
+const KINDS = { csv: "text/csv", json: "application/json", md: "text/markdown", txt: "text/plain" };
+
+function kindOf(file) {
+  return file.type || KINDS[file.name.split(".").pop().toLowerCase()] || "";
+}
+
 export class Uploads {
   #service;
   #settings;
@@ -48,7 +55,7 @@ export class Uploads {
 
   #problemWith(file) {
     const { attachment_types: types, max_attachment_bytes: most } = this.#settings;
-    if (!types.includes(file.type)) return `${file.name}: files of this kind cannot be attached.`;
+    if (!types.includes(kindOf(file))) return `${file.name}: files of this kind cannot be attached.`;
     if (file.size > most) return `${file.name} is larger than ${(most / 2 ** 20).toFixed(0)} MiB.`;
     return file.size === 0 ? `${file.name} is empty.` : null;
   }
@@ -59,7 +66,7 @@ export class Uploads {
     this.#uploads.push(upload);
     this.#draw();
     try {
-      const params = { name: file.name, size: file.size, mime_type: file.type };
+      const params = { name: file.name, size: file.size, mime_type: kindOf(file) };
       upload.attachment = await this.#service.request("attachments.create", params);
       if (!this.#uploads.includes(upload)) return this.#delete(upload); // removed meanwhile
       await this.#sendBytes(upload, file);

@@ -1,8 +1,9 @@
 """The page as its user sees it."""
 
+import json
 from typing import Any
 
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Request, expect
 
 FLAGS = [
     "--no-sandbox",
@@ -73,6 +74,11 @@ class Chat:
 
     def button(self, name: str, **more: Any) -> Any:
         return self.page.get_by_role("button", name=name, exact=True, **more)
+
+
+def posted(request: Request) -> Any:
+    """Return the parameters of a request to the service."""
+    return json.loads(request.post_data or "{}")["params"]
 
 
 def new_chat(context: BrowserContext, url: str) -> Chat:

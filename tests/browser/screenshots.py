@@ -35,7 +35,7 @@ from context import LOCAL_USER, RequestContext
 from store import open_store
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-DESKTOP = {"width": 1280, "height": 800}
+DESKTOP = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 800}
 
 ANSWER = """\
@@ -88,8 +88,8 @@ async def fill(database_url: str) -> dict[str, str]:
 
 def asks(text: str) -> Any:
     def make(base: dict[str, Any]) -> ThreadItem:
-        content = [UserMessageTextContent(text=text)]
-        return UserMessageItem(content=content, inference_options=InferenceOptions(), **base)
+        words = UserMessageTextContent(text=text)
+        return UserMessageItem(content=[words], inference_options=InferenceOptions(), **base)
 
     return make
 

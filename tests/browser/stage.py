@@ -421,7 +421,7 @@ ODD = {
     ],
 }
 
-WIDGETS = {
+WIDGETS: dict[str, Any] = {
     "card": CARD,
     "buttons": BUTTONS,
     "form": FORM,
@@ -489,7 +489,7 @@ async def play_reasoning(context: Context, words: str) -> None:
 
 
 async def play_sources(context: Context, words: str) -> None:
-    sources = [
+    sources: list[URLSource | FileSource | EntitySource] = [
         URLSource(title="A page", url="https://example.org/a", description="about a"),
         URLSource(title="A trap", url="javascript:window.hacked=14"),
         FileSource(title="A file", filename="report.pdf"),
@@ -537,7 +537,7 @@ async def play_effect(context: Context, words: str) -> None:
 async def play_questions(context: Context, words: str) -> None:
     kinds = [StructuredInputMultipleChoiceOption(value=value) for value in ("green", "black")]
     extras = [StructuredInputMultipleChoiceOption(value=value) for value in ("milk", "sugar")]
-    inputs = [
+    inputs: list[StructuredInputMultipleChoice | StructuredInputFreeform] = [
         StructuredInputMultipleChoice(id="kind", question="Which tea?", options=kinds),
         StructuredInputMultipleChoice(id="with", question="With what?", options=extras, multiple=True),
         StructuredInputFreeform(id="why", question="Why?", description="In a few words"),
@@ -572,7 +572,11 @@ STAGED: dict[str, Callable[[Context, str], Awaitable[None]]] = {
     "close": play_close,
     "title": play_title,
 }
-CLIENT_TOOLS = {"get_local_time": {}, "set_theme": {"theme": "dark"}, "no_such_tool": {"x": 1}}
+CLIENT_TOOLS: dict[str, dict[str, Any]] = {
+    "get_local_time": {},
+    "set_theme": {"theme": "dark"},
+    "no_such_tool": {"x": 1},
+}
 
 
 @function_tool

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from browser.chat_page import Chat, new_chat
+from browser.chat_page import Chat, new_chat, posted
 from browser.process import Service
 from browser.standin import PIXEL, StandIn, standing_in
 from page import PageSettings
 
-PICTURE = {"name": "dot.png", "mimeType": "image/png", "buffer": PIXEL}
+PICTURE: dict[str, object] = {"name": "dot.png", "mimeType": "image/png", "buffer": PIXEL}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_the_chosen_model_goes_with_the_message_and_stays_chosen(chat: Chat) -> 
     chat.page.get_by_role("combobox", name="Model").select_option("large")
     with chat.page.expect_request(lambda request: "threads.create" in (request.post_data or "")) as sent:
         chat.say("say x")
-    assert sent.value.post_data_json["params"]["input"]["inference_options"] == {"model": "large"}
+    assert posted(sent.value)["input"]["inference_options"] == {"model": "large"}
     chat.page.reload()
     expect(chat.page.get_by_role("combobox", name="Model")).to_have_value("large")
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from playwright.sync_api import expect
 
-from browser.chat_page import Chat
+from browser.chat_page import Chat, posted
 from browser.process import Service
 
 
@@ -94,7 +94,7 @@ def test_a_changed_field_tells_the_form_around_it(chat: Chat) -> None:
     chat.say("form")
     with chat.page.expect_request(lambda request: "sync_custom_action" in (request.post_data or "")) as sent:
         chat.widget.get_by_role("combobox", name="Choose a drink").select_option("Coffee")
-    action = sent.value.post_data_json["params"]["action"]
+    action = posted(sent.value)["action"]
     assert action["type"] == "changed"
     assert action["payload"]["drink"] == "coffee"
     assert action["payload"]["size"] == "s"
