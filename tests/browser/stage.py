@@ -546,10 +546,12 @@ async def play_questions(context: Context, words: str) -> None:
 
 
 async def play_lock(context: Context, words: str) -> None:
+    context.thread.title = "Under review"
     context.thread.status = LockedStatus(reason="This conversation is under review.")
 
 
 async def play_close(context: Context, words: str) -> None:
+    context.thread.title = "Over"
     context.thread.status = ClosedStatus()
 
 

@@ -1,10 +1,13 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
 
 from browser.chat_page import Chat
+from browser.process import Service, running
 from browser.standin import StandIn, standing_in
+from issuer import Issuer
 from page import PageSettings
 
 
@@ -35,6 +38,20 @@ def test_a_token_is_asked_for_first_and_then_goes_with_every_request(chat: Chat,
     expect(chat.page.locator(".start")).to_be_visible()
     chat.begin("hello")
     expect(chat.answer).to_contain_text("Received.")
+
+
+def test_the_services_own_login_is_passed_with_a_token_of_its_issuer(browser: Browser, tmp_path: Path) -> None:
+    with Issuer() as issuer:
+        login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
+        with running(Service(tmp_path / "chat.db", **login)) as service:
+            chat = Chat(browser.new_page(), service.url)
+            chat.page.goto(service.url)
+            sign_in(chat, issuer.token(claims={"exp": 1}))
+            expect(chat.page.get_by_role("dialog")).to_contain_text("Your token has expired.")
+            sign_in(chat, issuer.token())
+            chat.say("say signed in")
+            expect(chat.answer).to_contain_text("signed in")
+            chat.page.close()
 
 
 def test_a_token_lasts_for_the_tab_and_is_not_kept_beyond_it(chat: Chat, guarded: StandIn) -> None:
