@@ -55,11 +55,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             *file_routes(authenticate),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
-            *page_routes(
-                PageSettings(
-                    login=bool(settings.jwks_url), domain_key=settings.chatkit_domain_key, models=settings.models
-                )
-            ),
+            *page_routes(page_settings(settings)),
         ],
         middleware=[
             Middleware(
@@ -73,6 +69,18 @@ def create_app(settings: Settings | None = None) -> Starlette:
         ],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan(settings),
+    )
+
+
+def page_settings(settings: Settings) -> PageSettings:
+    return PageSettings(
+        login=bool(settings.jwks_url),
+        domain_key=settings.chatkit_domain_key,
+        models=settings.models,
+        attachments=True,
+        max_attachment_bytes=settings.max_attachment_bytes,
+        attachment_types=settings.attachment_types,
+        dictation=not settings.offline,
     )
 
 

@@ -103,12 +103,21 @@ export class Composer {
     this.#model.addEventListener("change", () => sessionStorage.setItem("model", this.#model.value));
   }
 
-  async #offerAttachments(service, settings) {
+  /** Take files; the code for it comes with the first of them. */
+  async #attach(files, service, settings) {
+    const taken = [...files]; // the browser empties its own list
     const { Uploads } = await import("./uploads.js");
-    this.#uploads = new Uploads(service, settings, {
-      onChange: () => this.#update(),
-      onProblem: (problem) => this.note(problem),
-    });
+    if (this.#uploads === NO_UPLOADS) {
+      this.#uploads = new Uploads(service, settings, {
+        onChange: () => this.#update(),
+        onProblem: (problem) => this.note(problem),
+      });
+    }
+    this.#uploads.add(taken);
+  }
+
+  #offerAttachments(service, settings) {
+    const take = (list) => this.#attach(list, service, settings);
     const files = find("#files");
     const attach = find("#attach");
     attach.hidden = false;
@@ -116,18 +125,18 @@ export class Composer {
     attach.addEventListener("click", () => files.click());
     files.accept = settings.attachment_types.join(",");
     files.addEventListener("change", () => {
-      this.#uploads.add(files.files);
+      take(files.files);
       files.value = "";
     });
     this.#field.addEventListener("paste", (event) => {
       if (event.clipboardData.files.length === 0) return;
       event.preventDefault();
-      this.#uploads.add(event.clipboardData.files);
+      take(event.clipboardData.files);
     });
-    this.#takeDrops();
+    this.#takeDrops(take);
   }
 
-  #takeDrops() {
+  #takeDrops(take) {
     const page = find("main");
     page.addEventListener("dragover", (event) => {
       if (!event.dataTransfer.types.includes("Files")) return;
@@ -140,7 +149,7 @@ export class Composer {
     page.addEventListener("drop", (event) => {
       event.preventDefault();
       this.#form.classList.remove("drop");
-      this.#uploads.add(event.dataTransfer.files);
+      take(event.dataTransfer.files);
     });
   }
 }

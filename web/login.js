@@ -1,7 +1,5 @@
 // The token of whoever is signed in. It is kept for this tab's session and shown to this service alone.
 
-import { askForToken } from "./dialogs.js";
-
 const WHY = {
   token_missing: "This service needs to know who you are. Paste a token from your sign-in.",
   token_invalid: "The service does not accept this token. Paste another one.",
@@ -35,7 +33,8 @@ export class Login {
 
   /** Ask for a token, saying why, until there is one. */
   ask(code) {
-    this.#asking ??= askForToken(WHY[code] ?? WHY.token_invalid)
+    this.#asking ??= import("./dialogs.js")
+      .then(({ askForToken }) => askForToken(WHY[code] ?? WHY.token_invalid))
       .then((token) => sessionStorage.setItem("token", token))
       .finally(() => (this.#asking = null));
     return this.#asking;

@@ -1,6 +1,5 @@
 // The list of conversations, the one with the last activity first.
 
-import { askForText, askToConfirm } from "./dialogs.js";
 import { el, iconButton, shortTime } from "./dom.js";
 import { icon } from "./icons.js";
 
@@ -130,6 +129,7 @@ export class ThreadList {
   }
 
   async #rename(thread) {
+    const { askForText } = await import("./dialogs.js");
     const title = await askForText("Rename the conversation", "Title", this.titleOf(thread), "Rename");
     if (title) {
       await this.#change(async () => {
@@ -142,6 +142,7 @@ export class ThreadList {
   }
 
   async #delete(thread) {
+    const { askToConfirm } = await import("./dialogs.js");
     const question = `“${this.titleOf(thread)}” and all its messages will be gone for good.`;
     if (!(await askToConfirm("Delete the conversation?", question, "Delete"))) return;
     await this.#change(async () => {

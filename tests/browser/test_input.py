@@ -86,7 +86,8 @@ def test_nothing_is_sent_before_the_upload_is_over(page: Page, uploads: StandIn)
 def test_an_attachment_that_is_removed_is_deleted(page: Page, uploads: StandIn) -> None:
     attach(page, PICTURE)
     uploaded(page)
-    page.get_by_role("button", name="Remove dot.png").click()
+    with page.expect_response(lambda response: "attachments.delete" in (response.request.post_data or "")):
+        page.get_by_role("button", name="Remove dot.png").click()
     expect(page.locator(".upload")).to_have_count(0)
     expect(page.get_by_role("textbox")).to_be_focused()
     assert uploads.deleted[-1].startswith("atc_")
@@ -108,8 +109,21 @@ def test_a_file_that_cannot_be_attached_is_refused_with_the_reason(
     expect(page.locator("#composer-note")).to_contain_text(words)
 
 
-def test_a_service_without_attachments_offers_none(chat: Chat) -> None:
-    expect(chat.button("Attach files")).to_have_count(0)
+def test_a_picture_goes_to_the_service_and_is_shown_from_there(chat: Chat, service: Service) -> None:
+    attach(chat.page, PICTURE)
+    uploaded(chat.page)
+    chat.say("say nice")
+    chat.page.reload()
+    picture = chat.page.locator("article.user").get_by_role("img", name="dot.png")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1
+    assert service.items(chat.thread_id)[0]["attachments"][0]["name"] == "dot.png"
+
+
+def test_a_service_without_attachments_offers_none(browser_context: BrowserContext) -> None:
+    with standing_in(PageSettings()) as service:
+        chat = new_chat(browser_context, service.url).open()
+        expect(chat.button("Attach files")).to_have_count(0)
 
 
 def test_the_chosen_model_goes_with_the_message_and_stays_chosen(chat: Chat) -> None:
