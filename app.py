@@ -31,6 +31,7 @@ from dictation import Dictation, DictationFailed
 from failures import Refused, log_failure, quota_words, words_for
 from files import file_routes
 from local import Forbidden, LocalAccess
+from page import PageSettings, page_routes
 from provider import open_upstream, run_config
 from server import ChatServer
 from settings import Settings, SettingsError, is_loopback, load_environ
@@ -56,6 +57,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             *file_routes(authenticate),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            *page_routes(page_settings(settings)),
         ],
         middleware=[
             Middleware(
@@ -69,6 +71,18 @@ def create_app(settings: Settings | None = None) -> Starlette:
         ],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan(settings),
+    )
+
+
+def page_settings(settings: Settings) -> PageSettings:
+    return PageSettings(
+        login=bool(settings.jwks_url),
+        domain_key=settings.chatkit_domain_key,
+        models=settings.models,
+        attachments=True,
+        max_attachment_bytes=settings.max_attachment_bytes,
+        attachment_types=settings.attachment_types,
+        dictation=not settings.offline,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-SYSTEM = {"node": "nodejs", "npm": "npm"}
+SYSTEM = {"node": "nodejs", "npm": "npm", "chromium": "chromium"}
 """Programs that the tests start, and the Debian packages that they come from."""
 
 NODE = ["tests/betterauth"]

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"context", "settings", "keyset", "sockets"},
+    {"context", "settings", "keyset", "sockets", "page"},
     {"conversations", "auth", "local"},
     {"failures", "openitems", "sqlite"},
     {"sdk", "store", "demo", "attachments", "dictation"},
@@ -46,7 +46,7 @@ def test_a_module_imports_only_from_below(module: str) -> None:
 
 def test_only_the_routes_speak_http() -> None:
     speakers = {module for module in set().union(*LAYERS) if "starlette" in imports(module)}
-    assert speakers == {"app", "files"}
+    assert speakers == {"app", "files", "page"}
 
 
 def test_only_the_entry_point_looks_up() -> None:

@@ -1,0 +1,106 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from browser.chat_page import Chat
+from browser.process import Service, running
+from browser.standin import StandIn, standing_in
+from issuer import Issuer
+from page import PageSettings
+
+
+@pytest.fixture
+def guarded() -> Iterator[StandIn]:
+    with standing_in(PageSettings(login=True)) as stand_in:
+        stand_in.token = "good"
+        yield stand_in
+
+
+@pytest.fixture
+def chat(browser: Browser, guarded: StandIn) -> Iterator[Chat]:
+    context = browser.new_context()
+    yield Chat(context.new_page(), guarded.url)
+    context.close()
+
+
+def sign_in(chat: Chat, token: str) -> None:
+    chat.page.get_by_role("textbox", name="Token").fill(token)
+    chat.button("Continue").click()
+
+
+def test_a_token_is_asked_for_first_and_then_goes_with_every_request(chat: Chat, guarded: StandIn) -> None:
+    chat.page.goto(guarded.url)
+    expect(chat.page.get_by_role("dialog", name="Sign in")).to_contain_text("Paste a token from your sign-in.")
+    assert guarded.requests == []
+    sign_in(chat, "good")
+    expect(chat.page.locator(".start")).to_be_visible()
+    chat.begin("hello")
+    expect(chat.answer).to_contain_text("Received.")
+
+
+def test_the_services_own_login_is_passed_with_a_token_of_its_issuer(browser: Browser, tmp_path: Path) -> None:
+    with Issuer() as issuer:
+        login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
+        with running(Service(tmp_path / "chat.db", **login)) as service:
+            chat = Chat(browser.new_page(), service.url)
+            chat.page.goto(service.url)
+            sign_in(chat, issuer.token(claims={"exp": 1}))
+            expect(chat.page.get_by_role("dialog")).to_contain_text("Your token has expired.")
+            sign_in(chat, issuer.token())
+            chat.say("say signed in")
+            expect(chat.answer).to_contain_text("signed in")
+            chat.page.close()
+
+
+def test_a_token_lasts_for_the_tab_and_is_not_kept_beyond_it(chat: Chat, guarded: StandIn) -> None:
+    chat.page.goto(guarded.url)
+    sign_in(chat, "good")
+    chat.page.reload()
+    expect(chat.page.locator(".start")).to_be_visible()
+    other_tab = chat.page.context.new_page()
+    other_tab.goto(guarded.url)
+    expect(other_tab.get_by_role("dialog", name="Sign in")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("token", "words"), [("old", "Your token has expired."), ("wrong", "The service does not accept this token.")]
+)
+def test_a_token_that_is_not_taken_is_asked_for_again_with_the_reason(
+    chat: Chat, guarded: StandIn, token: str, words: str
+) -> None:
+    chat.page.goto(guarded.url)
+    sign_in(chat, token)
+    expect(chat.page.get_by_role("dialog")).to_contain_text(words)
+    sign_in(chat, "good")
+    expect(chat.page.locator(".start")).to_be_visible()
+    expect(chat.page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_token_that_expires_does_not_cost_the_message(chat: Chat, guarded: StandIn) -> None:
+    chat.page.goto(guarded.url)
+    sign_in(chat, "good")
+    expect(chat.page.locator(".start")).to_be_visible()
+    chat.page.evaluate("sessionStorage.setItem('token', 'old')")
+    chat.begin("hello")
+    expect(chat.page.get_by_role("dialog")).to_contain_text("Your token has expired.")
+    sign_in(chat, "good")
+    expect(chat.message).to_have_value("hello")
+    chat.message.press("Enter")
+    expect(chat.answer).to_contain_text("Received.")
+
+
+def test_escape_does_not_get_around_the_question(chat: Chat, guarded: StandIn) -> None:
+    chat.page.goto(guarded.url)
+    for _ in range(3):
+        chat.page.keyboard.press("Escape")
+    expect(chat.page.get_by_role("dialog", name="Sign in")).to_be_visible()
+
+
+def test_signing_out_forgets_the_token(chat: Chat, guarded: StandIn) -> None:
+    chat.page.goto(guarded.url)
+    sign_in(chat, "good")
+    chat.button("Sign out").click()
+    expect(chat.page.get_by_role("dialog", name="Sign in")).to_be_visible()
+    assert chat.page.evaluate("sessionStorage.getItem('token')") is None

@@ -1,0 +1,122 @@
+"""Whatever breaks, the page says so and then shows what is stored. It never sends a message twice by itself."""
+
+import re
+import signal
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import BrowserContext, expect
+
+from browser.chat_page import Chat, new_chat
+from browser.process import Service, running
+
+
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that the tests stop and start, and that does not wait long for its turns."""
+    with running(Service(tmp_path_factory.mktemp("mortal") / "chat.db", SHUTDOWN_GRACE_SECONDS="1")) as service:
+        yield service
+
+
+def test_a_reload_in_the_middle_of_an_answer_shows_what_was_kept(chat: Chat, service: Service) -> None:
+    chat.begin("slow")
+    expect(chat.answer).to_contain_text("word5")
+    chat.page.reload()
+    expect(chat.answer).to_contain_text("word5")
+    chat.page.wait_for_timeout(500)
+    stored = service.items(chat.thread_id)
+    expect(chat.answer.locator(".markdown")).to_have_text(stored[-1]["content"][0]["text"].strip())
+    chat.button("Answer again").click()
+    expect(chat.answer).to_contain_text("word2")
+    chat.stop.click()
+    expect(chat.stop).to_be_hidden()
+
+
+def test_a_second_tab_shows_what_the_first_one_did(chat: Chat, browser_context: BrowserContext) -> None:
+    chat.say("say first")
+    second = new_chat(browser_context, chat.url).open(chat.thread_id)
+    chat.say("say from the first tab")
+    second.page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(second.answer).to_contain_text("from the first tab")
+    second.say("say from the second tab")
+    chat.page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(chat.answer).to_contain_text("from the second tab")
+    expect(chat.page.locator("article.user")).to_have_count(3)
+
+
+def test_a_message_into_a_busy_thread_is_kept_in_the_field(chat: Chat, browser_context: BrowserContext) -> None:
+    chat.say("say first")
+    second = new_chat(browser_context, chat.url).open(chat.thread_id)
+    chat.begin("slow")
+    expect(chat.answer).to_contain_text("word3")
+    second.begin("say later")
+    expect(second.page.get_by_role("alert").filter(has_text="An answer is still being written here.")).to_be_visible()
+    expect(second.message).to_have_value("say later")
+    expect(second.page.locator("article.user")).to_have_text(["You saidsay first", "You saidslow"])
+    chat.stop.click()
+    expect(chat.stop).to_be_hidden()
+    second.message.press("Enter")
+    expect(second.answer).to_contain_text("later")
+
+
+def test_a_message_to_a_service_that_is_away_waits_in_the_field(
+    browser_context: BrowserContext, mortal: Service
+) -> None:
+    chat = new_chat(browser_context, mortal.url).open()
+    chat.say("say before")
+    mortal.stop()
+    chat.begin("say after")
+    expect(chat.page.get_by_role("alert").filter(has_text="cannot be reached")).to_be_visible()
+    expect(chat.message).to_have_value("say after")
+    mortal.start()
+    expect(chat.page.locator("#banner")).to_be_empty()
+    expect(chat.answer).to_contain_text("before")
+    assert len(mortal.items(chat.thread_id)) == 2
+    chat.message.press("Enter")
+    expect(chat.answer).to_contain_text("after")
+    assert len(mortal.items(chat.thread_id)) == 4
+
+
+def test_an_answer_that_a_restart_stopped_can_be_had_again(browser_context: BrowserContext, mortal: Service) -> None:
+    chat = new_chat(browser_context, mortal.url).open()
+    chat.begin("slow 60")
+    expect(chat.answer).to_contain_text("word3")
+    mortal.stop()
+    expect(chat.stop).to_be_hidden()
+    expect(chat.answer).to_contain_text("word3")
+    mortal.start()
+    expect(chat.page.locator("#banner")).to_be_empty()
+    chat.page.get_by_role("button", name=re.compile("Try again|Answer again")).click()
+    expect(chat.stop).to_be_visible()
+    expect(chat.answer).to_contain_text("word3")
+    chat.stop.click()
+
+
+def test_an_answer_that_a_crash_broke_off_is_shown_as_it_was_kept(
+    browser_context: BrowserContext, mortal: Service
+) -> None:
+    chat = new_chat(browser_context, mortal.url).open()
+    chat.begin("slow")
+    expect(chat.answer).to_contain_text("word15")
+    mortal.stop(signal.SIGKILL)
+    expect(chat.page.get_by_text("The connection was lost.")).to_be_visible()
+    expect(chat.page.locator("#banner")).to_contain_text("cannot be reached")
+    mortal.start()
+    expect(chat.page.locator("#banner")).to_be_empty()
+    chat.page.reload()
+    expect(chat.page.locator("article.user")).to_contain_text("slow")
+    expect(chat.answer).to_contain_text("word5", timeout=15_000)  # once the dead turn's lease has run out
+    assert chat.problems == []
+
+
+def test_a_lost_network_is_told_and_its_return_too(chat: Chat, browser_context: BrowserContext) -> None:
+    chat.say("say before")
+    browser_context.set_offline(True)
+    expect(chat.page.get_by_role("alert").filter(has_text="cannot be reached")).to_be_visible()
+    chat.begin("say meanwhile")
+    expect(chat.message).to_have_value("say meanwhile")
+    browser_context.set_offline(False)
+    expect(chat.page.locator("#banner")).to_be_empty()
+    chat.message.press("Enter")
+    expect(chat.answer).to_contain_text("meanwhile")
+    expect(chat.page.locator("article.user")).to_have_count(2)

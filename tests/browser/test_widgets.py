@@ -1,0 +1,148 @@
+import json
+
+import pytest
+from playwright.sync_api import expect
+
+from browser.chat_page import Chat, posted
+from browser.process import Service
+
+
+def test_a_card_shows_its_parts(chat: Chat) -> None:
+    chat.say("card")
+    widget = chat.widget
+    expect(widget.get_by_role("heading", name="Two cups of tea")).to_be_visible()
+    expect(widget.get_by_text("On its way")).to_be_visible()
+    expect(widget.locator("svg rect")).to_have_count(10)
+    expect(widget.get_by_role("table", name="Chart")).to_contain_text("Black tea")
+    expect(widget.get_by_role("button", name="Confirm")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("button", "said"),
+    [
+        ("Streamed", 'echo: {"n": 1}'),
+        ("At once", 'echo: {"n": 2}'),
+        ("Yes", 'echo: {"card": "confirmed"}'),
+        ("No", 'echo: {"card": "cancelled"}'),
+    ],
+)
+def test_an_action_goes_to_the_service_and_what_comes_back_replaces_the_widget(
+    chat: Chat, button: str, said: str
+) -> None:
+    chat.say("buttons")
+    chat.button(button).click()
+    expect(chat.widget).to_contain_text(said)
+    chat.page.reload()
+    expect(chat.widget).to_contain_text(said)
+
+
+def test_a_widget_that_waits_as_a_whole_is_out_of_reach_meanwhile(chat: Chat) -> None:
+    chat.say("buttons")
+    chat.button("Container").click()
+    assert chat.widget.evaluate("widget => widget.inert")
+    expect(chat.widget).to_contain_text('wait: {"n": 3}')
+    assert not chat.widget.evaluate("widget => widget.inert")
+
+
+def test_an_action_for_the_page_is_done_by_the_page(chat: Chat) -> None:
+    chat.say("buttons")
+    chat.button("Here").click()
+    expect(chat.page.locator("html")).to_have_attribute("data-theme", "dark")
+    chat.button("Nowhere").click()
+    expect(chat.page.get_by_text("This page has no action named no_such_action.")).to_be_visible()
+
+
+def test_an_action_that_fails_leaves_the_widget_and_says_why(chat: Chat) -> None:
+    chat.say("buttons")
+    chat.button("Unwanted").click()
+    expect(chat.page.get_by_role("alert").filter(has_text="Not today.")).to_be_visible()
+    expect(chat.button("Unwanted")).to_be_enabled()
+    assert not chat.button("Unwanted").evaluate("button => button.inert")
+
+
+def test_a_form_collects_its_fields_into_the_payload(chat: Chat) -> None:
+    chat.say("form")
+    form = chat.widget
+    form.get_by_role("textbox", name="Your name").fill("Ada")
+    form.get_by_role("textbox", name="About you").fill("counts")
+    form.get_by_role("radio", name="Large").check()
+    form.get_by_role("checkbox", name="With sugar").check()
+    form.get_by_role("textbox", name="title").fill("Countess")
+    form.get_by_role("button", name="Order").click()
+    expect(form).to_contain_text("echo:")
+    payload = json.loads(form.locator(".text").inner_text().partition(": ")[2])
+    assert payload == {
+        "id": 7,
+        "fixed": "kept",  # what the action says is not overwritten by a field of that name
+        "person": {"name": "Ada", "about": "counts"},
+        "drink": "",
+        "size": "l",
+        "sugar": True,
+        "when": "2030-01-02",
+        "title": "Countess",
+    }
+
+
+def test_a_form_with_a_missing_field_is_not_sent(chat: Chat) -> None:
+    chat.say("form")
+    chat.button("Order").click()
+    assert chat.widget.get_by_role("textbox", name="Your name").evaluate("field => field.matches(':invalid:focus')")
+    expect(chat.button("Order")).to_be_visible()
+
+
+def test_a_changed_field_tells_the_form_around_it(chat: Chat) -> None:
+    chat.say("form")
+    with chat.page.expect_request(lambda request: "sync_custom_action" in (request.post_data or "")) as sent:
+        chat.widget.get_by_role("combobox", name="Choose a drink").select_option("Coffee")
+    action = posted(sent.value)["action"]
+    assert action["type"] == "changed"
+    assert action["payload"]["drink"] == "coffee"
+    assert action["payload"]["size"] == "s"
+
+
+def test_a_card_as_a_form_checks_and_sends_its_fields(chat: Chat) -> None:
+    chat.say("as-form")
+    mail = chat.widget.get_by_role("textbox", name="Mail")
+    mail.fill("no mail")
+    chat.widget.get_by_role("button", name="Send").click()
+    expect(mail).to_be_visible()
+    mail.fill("ada@example.org")
+    chat.widget.get_by_role("button", name="Send").click()
+    expect(chat.widget).to_contain_text('echo: {"mail": "ada@example.org"}')
+
+
+def test_a_list_shows_more_when_asked_and_its_rows_are_buttons(chat: Chat) -> None:
+    chat.say("list")
+    expect(chat.widget.get_by_text("Result 3")).to_be_hidden()
+    chat.button("Show more").click()
+    expect(chat.widget.get_by_role("button", name="Result 3")).to_be_focused()
+    chat.page.keyboard.press("Enter")
+    expect(chat.widget).to_contain_text('echo: {"row": 3}')
+
+
+def test_text_grows_inside_a_widget_and_its_parts_are_replaced(chat: Chat) -> None:
+    chat.begin("growing")
+    expect(chat.widget).to_contain_text("This text grows inside a widget.")
+    expect(chat.widget).to_contain_text("Finished")
+
+
+def test_every_component_is_drawn_and_loads_nothing_from_elsewhere(chat: Chat) -> None:
+    chat.say("gallery")
+    widget = chat.widget
+    expect(widget.get_by_role("img", name="A dot")).to_be_visible()
+    expect(widget.get_by_text("Image: Far away (https://evil.example/x.png)")).to_be_visible()
+    expect(widget.get_by_text("In transition")).to_be_visible()
+    expect(widget.get_by_text("In a cell")).to_be_visible()
+    expect(widget.locator("polyline")).to_have_count(2)
+    expect(widget.locator("strong")).to_have_text("Markdown")
+    assert (
+        widget.get_by_text("Struck out").evaluate("text => getComputedStyle(text).textDecorationLine") == "line-through"
+    )
+
+
+def test_odd_components_are_shown_as_what_they_say_and_break_nothing(chat: Chat, service: Service) -> None:
+    chat.say("odd")
+    for text in ("A hologram", "inside it", "Still here"):
+        expect(chat.widget.get_by_text(text)).to_be_visible()
+    chat.say("say fine")
+    expect(chat.answer).to_contain_text("fine")

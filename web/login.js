@@ -1,0 +1,46 @@
+// The token of whoever is signed in. It is kept for this tab's session and shown to this service alone.
+
+const WHY = {
+  token_missing: "This service needs to know who you are. Paste a token from your sign-in.",
+  token_invalid: "The service does not accept this token. Paste another one.",
+  token_expired: "Your token has expired. Paste a new one to go on.",
+};
+
+export class Login {
+  #isNeeded;
+  #asking = null;
+
+  constructor(isNeeded) {
+    this.#isNeeded = isNeeded;
+  }
+
+  get token() {
+    return sessionStorage.getItem("token");
+  }
+
+  /** `fetch`, with the token where the request goes to this page's own origin. */
+  fetch = (address, options = {}) => {
+    const url = new URL(address.url ?? address, document.baseURI);
+    const headers = new Headers(options.headers ?? address.headers);
+    if (this.token && url.origin === location.origin) headers.set("authorization", `Bearer ${this.token}`);
+    return fetch(address, { ...options, headers });
+  };
+
+  /** Ask for a token where one is needed and none is there. */
+  async begin() {
+    if (this.#isNeeded && !this.token) await this.ask("token_missing");
+  }
+
+  /** Ask for a token, saying why, until there is one. */
+  ask(code) {
+    this.#asking ??= import("./dialogs.js")
+      .then(({ askForToken }) => askForToken(WHY[code] ?? WHY.token_invalid))
+      .then((token) => sessionStorage.setItem("token", token))
+      .finally(() => (this.#asking = null));
+    return this.#asking;
+  }
+
+  end() {
+    sessionStorage.removeItem("token");
+  }
+}
