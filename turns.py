@@ -39,7 +39,6 @@ from conversations import (
     ThreadBusy,
     aware,
     is_hidden,
-    remember,
     stopped_marker,
 )
 from failures import log_failure, words_for
@@ -121,7 +120,7 @@ class Turn(StreamingResult):
         """Show the title that the thread was given meanwhile, unless its agent has given it another."""
         if self.thread.title is None and not self._is_done():
             self.thread.title = self._saved_thread.title = title
-            remember(self.thread, self.context)
+            self.context.loaded_threads[self.thread.id].title = title  # and no more: the agent may have changed others
             self._send(ThreadUpdatedEvent(thread=thread_response(self.thread)))
 
     def detach(self) -> None:

@@ -211,9 +211,9 @@ class StandIn:
                     yield b"data: {this is no JSON\n\n"
                     return
                 case Say() | Echo():
-                    text = step.text if isinstance(step, Say) else _last_words(asked.body)
-                    for chunk in wire.step(Say(text)):
-                        if isinstance(step, Say) and step.breaks and b'"response.output_text.done"' in chunk:
+                    said = step if isinstance(step, Say) else Say(_last_words(asked.body))
+                    for chunk in wire.step(said):
+                        if said.breaks and b'"response.output_text.done"' in chunk:
                             raise ConnectionResetError
                         yield chunk
                         if step.gap:

@@ -308,7 +308,7 @@ def test_another_users_things_answer_as_what_does_not_exist_and_do_not_change(
 
 
 def test_every_route_is_public_or_asks_for_a_token(guarded: Client) -> None:
-    public = {"/healthz", "/readyz", "/", "/metrics"}
+    public = {"/healthz", "/readyz", "/", "/settings.json", "/metrics"}
     for route in create_app().routes:
         path = str(getattr(route, "path", "")).replace("{id}", "atc_none")
         if path in public or path.startswith(("/web", "/page")):

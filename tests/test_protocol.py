@@ -262,6 +262,15 @@ def test_a_locked_or_closed_thread_says_why_and_takes_nothing(
     assert client.ask("threads.get_by_id", on_thread)["status"] == {"type": kind, "reason": reason}
 
 
+def test_what_the_agent_changes_is_stored_although_a_title_comes_in_the_same_moment(
+    client: Client, model: StandIn
+) -> None:
+    for _ in range(10):
+        model.will(Call("lock", {"kind": "locked"}))
+        thread = thread_of(client.create("Lock it"))
+        assert client.ask("threads.get_by_id", {"thread_id": thread})["status"]["type"] == "locked"
+
+
 def test_a_rename_during_a_stream_is_kept(client: Client, model: StandIn) -> None:
     model.will(Say("This takes a little while to be said", gap=0.05))
     with client.streaming("threads.create", {"input": message("Slowly, please")}) as events:
