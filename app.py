@@ -269,6 +269,8 @@ HEARTBEAT = b": keep-alive\n"
 
 LAST_WORDS_SECONDS = 1.0
 """How long a client may take to read why its turn was stopped by a shutdown."""
+LAST_BYTES_SECONDS = 60.0
+"""How long a client may take to read what is left when its turn has ended."""
 
 
 class TurnResponse(Response):
@@ -285,7 +287,7 @@ class TurnResponse(Response):
         sending = asyncio.create_task(self._send_all(send), name="send")
         gone = asyncio.create_task(_disconnected(receive), name="disconnected")
         try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await self._until_sent_or_gone(sending, gone)
         except asyncio.CancelledError:  # uvicorn's, when the grace is over; the client still listens
             self._turn.stop(Stopped.SHUTDOWN)
             await self._turn.settled()
@@ -293,12 +295,17 @@ class TurnResponse(Response):
         finally:
             for task in (sending, gone):
                 task.cancel()
-            if self._stop_when_gone:
-                self._turn.stop(Stopped.CLIENT_GONE)
-                await self._turn.settled()
-            else:
-                self._turn.detach()
+            self._turn.stop(Stopped.CLIENT_GONE)
+            await self._turn.settled()
             await asyncio.wait({sending, gone})
+
+    async def _until_sent_or_gone(self, sending: asyncio.Task[None], gone: asyncio.Task[None]) -> None:
+        await asyncio.wait({sending, gone, self._turn.task}, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and not self._stop_when_gone:
+            self._turn.detach()
+            await self._turn.settled()  # here, so that a shutdown knows of it and leaves it its grace
+        elif self._turn.task.done():  # a client that reads no more is not waited for without end
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED, timeout=LAST_BYTES_SECONDS)
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

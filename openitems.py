@@ -66,6 +66,10 @@ class OpenItems:
         """Return, for a checkpoint, what has changed since the last one."""
         return self._take([item for item in self._items.values() if item.id in self._unsaved])
 
+    def give_back(self, items: list[ThreadItem]) -> None:
+        """Count what was taken for a checkpoint as unsaved again: it could not be written."""
+        self._unsaved.update(item.id for item in items if item.id in self._items)
+
     def take_unplaced_before(self, item_id: str) -> list[ThreadItem]:
         """Return, for a checkpoint, what was opened before this item and would otherwise be stored behind it."""
         if item_id not in self._items:

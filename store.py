@@ -728,15 +728,14 @@ def _insert_thread(db: sqlite3.Connection, thread: ThreadMetadata, context: Requ
 def _put_item(db: sqlite3.Connection, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
     """Insert the item where its checkpoint is or else at the thread's end; or replace the one with its id."""
     row: dict[str, Any] = {**item_row(thread_id, item), "thread_id": thread_id, "user_id": context.user_id}
+    settled = db.execute(
+        "DELETE FROM checkpoints WHERE thread_id = :thread_id AND user_id = :user_id AND id = :id RETURNING seq", row
+    ).fetchall()
     replaced = db.execute(
         "UPDATE items SET type = :type, body = :body WHERE thread_id = :thread_id AND user_id = :user_id AND id = :id",
         row,
     )
     if replaced.rowcount == 0:
-        settled = db.execute(
-            "DELETE FROM checkpoints WHERE thread_id = :thread_id AND user_id = :user_id AND id = :id RETURNING seq",
-            row,
-        ).fetchall()
         row["seq"] = settled[0]["seq"] if settled else _next_seq(db)
         db.execute(
             "INSERT INTO items (seq, thread_id, user_id, id, type, body)"
@@ -757,7 +756,8 @@ def _recover(db: sqlite3.Connection, thread_id: str) -> None:
         return
     db.execute(
         "INSERT INTO items (seq, thread_id, user_id, id, type, body)"
-        " SELECT seq, thread_id, user_id, id, type, body FROM checkpoints WHERE thread_id = ? ON CONFLICT DO NOTHING",
+        " SELECT seq, thread_id, user_id, id, type, body FROM checkpoints WHERE thread_id = ?"
+        " ON CONFLICT (thread_id, id) DO UPDATE SET type = excluded.type, body = excluded.body",
         (thread_id,),
     )
     _put_item(db, thread_id, stopped_marker(thread_id), RequestContext(died["user_id"]))

@@ -85,40 +85,44 @@ class Turn(StreamingResult):
     not cancelled again: a cancelled response scope would do that at every await.
     """
 
-    def __init__(self, store: ConversationStore, thread: ThreadMetadata, context: RequestContext, present: Present):
+    def __init__(
+        self,
+        store: ConversationStore,
+        thread: ThreadMetadata,
+        context: RequestContext,
+        events: Events,
+        present: Present,
+        timeout_seconds: float,
+    ):
         self.context = context
-        self._present = present
         self.thread = thread
         self.open_items = OpenItems()
         self.stopped: Stopped | None = None
         self._store = store
+        self._present = present
         self._saved_thread = thread.model_copy(deep=True)
         self._answering = False
         self._listening = True
         self._unread: list[bytes] = []
         self._unread_bytes = 0
         self._news = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self.task = asyncio.create_task(self._run(events), name=f"turn {thread.id}")
+        deadline = asyncio.get_running_loop().call_later(timeout_seconds, self.stop, Stopped.TIMEOUT)
+        self.task.add_done_callback(lambda _: deadline.cancel())
+        self.task.add_done_callback(lambda _: self._news.set())
         super().__init__(self._chunks())
 
     # --- the outside ----------------------------------------------------------------------------------------------
 
-    def start(self, events: Events, timeout_seconds: float) -> asyncio.Task[None]:
-        self._task = asyncio.create_task(self._run(events), name=f"turn {self.thread.id}")
-        deadline = asyncio.get_running_loop().call_later(timeout_seconds, self.stop, Stopped.TIMEOUT)
-        self._task.add_done_callback(lambda _: deadline.cancel())
-        self._task.add_done_callback(lambda _: self._news.set())
-        return self._task
-
     def stop(self, reason: Stopped) -> None:
         """Cancel the turn; it stores what it has shown. Only the first call does anything."""
-        if self.stopped is None and self._task is not None and not self._task.done():
+        if self.stopped is None and not self.task.done():
             self.stopped = reason
-            self._task.cancel()
+            self.task.cancel()
 
     def show_title(self, title: str) -> None:
         """Show the title that the thread was given meanwhile, unless its agent has given it another."""
-        if self.thread.title is None and not self._is_done():
+        if self.thread.title is None and not self.task.done():
             self.thread.title = self._saved_thread.title = title
             self.context.loaded_threads[self.thread.id].title = title  # and no more: the agent may have changed others
             self._send(ThreadUpdatedEvent(thread=thread_response(self.thread)))
@@ -130,13 +134,12 @@ class Turn(StreamingResult):
 
     async def settled(self) -> None:
         """Wait for the turn's end, whatever happens to the waiting request."""
-        if self._task is not None:
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({self._task})
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({self.task})
 
     async def read(self, timeout_seconds: float | None = None) -> bytes | None:
         """Return all that waits, joined; nothing after a silence of `timeout_seconds`; None at the end."""
-        if not self._unread and not self._is_done():
+        if not self._unread and not self.task.done():
             self._news.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_seconds):
@@ -144,14 +147,11 @@ class Turn(StreamingResult):
         chunk = b"".join(self._unread)
         self._unread.clear()
         self._unread_bytes = 0
-        return chunk if chunk or not self._is_done() else None
+        return chunk if chunk or not self.task.done() else None
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         while (chunk := await self.read()) is not None:
             yield chunk
-
-    def _is_done(self) -> bool:
-        return self._task is None or self._task.done()
 
     # --- the task -------------------------------------------------------------------------------------------------
 
@@ -327,9 +327,9 @@ class Turns:
 
     def start(self, thread: ThreadMetadata, context: RequestContext, events: Events, present: Present) -> Turn:
         """Run the events of a thread whose lease the context has."""
-        turn = Turn(self._store, thread, context, present)
+        turn = Turn(self._store, thread, context, events, present, self._timeout_seconds)
         self._live[thread.id] = turn
-        turn.start(events, self._timeout_seconds).add_done_callback(lambda _: self._forget(turn))
+        turn.task.add_done_callback(lambda _: self._forget(turn))
         return turn
 
     def beside(self, work: Coroutine[Any, Any, None]) -> None:
@@ -385,6 +385,7 @@ class Turns:
             except (LeaseLost, NotFoundError):
                 pass  # its next write, or the next renewal, ends the turn
             except StoreUnavailable:
+                turn.open_items.give_back(items)
                 raise
             except Exception as error:  # what one turn shows must not end the keeping of all
                 log_failure(log, f"what is open on thread {turn.thread.id} could not be kept", error)

@@ -511,6 +511,26 @@ async def test_what_a_dead_turn_had_shown_is_there_for_whoever_loads_the_thread_
             await store.add_thread_item(thread_id, end("late", thread_id), turn)
 
 
+async def test_what_a_dead_turn_had_changed_of_an_earlier_item_is_kept(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=2)
+    changed = end("item_0", thread_id, NOON + timedelta(hours=1))
+    await store.save_checkpoints(thread_id, [changed], await leased(store, thread_id))
+    await expire_leases(store)
+    assert (await ids(store, thread_id))[:2] == ["item_0", "item_1"]
+    assert await store.load_item(thread_id, "item_0", alice()) == changed
+
+
+async def test_an_item_that_was_saved_does_not_fall_back_to_its_checkpoint(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=1)
+    turn = await leased(store, thread_id)
+    await store.save_checkpoints(thread_id, [end("item_0", thread_id, NOON + timedelta(hours=1))], turn)
+    newest = end("item_0", thread_id, NOON + timedelta(hours=2))
+    await store.save_item(thread_id, newest, turn)
+    await expire_leases(store)
+    await ids(store, thread_id)
+    assert await store.load_item(thread_id, "item_0", alice()) == newest
+
+
 async def test_a_lease_from_before_the_clock_was_set_back_does_not_block_a_thread(store: ConversationStore) -> None:
     thread_id = await make_thread(store)
     await leased(store, thread_id)
