@@ -10,9 +10,10 @@ import chatkit.agents
 import chatkit.server
 from agents import RawResponsesStreamEvent, RunResultStreaming, StreamEvent
 from chatkit.agents import AgentContext
-from chatkit.types import ChatKitReq, ThreadStreamEvent
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from chatkit.types import ChatKitReq, ThreadItem, ThreadItemAddedEvent, ThreadStreamEvent
+from pydantic import BaseModel, PrivateAttr, TypeAdapter, ValidationError
 
+from context import RequestContext
 from conversations import new_id
 from failures import Refused
 
@@ -104,11 +105,31 @@ def patch() -> None:
 patch()
 
 
-async def with_streamed(context: AgentContext[Any], events: AsyncIterator[Any]) -> AsyncIterator[ThreadStreamEvent]:
+async def with_streamed(context: "StreamedContext", events: AsyncIterator[Any]) -> AsyncIterator[ThreadStreamEvent]:
     """Yield a handler's events, and between them what it streams through the agent context."""
     queue = chatkit.agents._AsyncQueueIterator(context._events)
     async for event in _merge(events, queue):
-        yield event.event if isinstance(event, chatkit.agents._EventWrapper) else event
+        yield context.as_streamed(event.event) if isinstance(event, chatkit.agents._EventWrapper) else event
+
+
+class StreamedContext(AgentContext[RequestContext]):
+    """An agent context whose events say what they said when they were streamed.
+
+    ChatKit 1.6.5 queues them by reference: a workflow that is announced holds by then the tasks that are told next,
+    and its client would see them twice.
+    """
+
+    _announced: dict[int, ThreadItem] = PrivateAttr(default_factory=dict)
+
+    async def stream(self, event: ThreadStreamEvent) -> None:
+        if isinstance(event, ThreadItemAddedEvent):
+            self._announced[id(event)] = event.item.model_copy(deep=True)
+        await super().stream(event)
+
+    def as_streamed(self, event: ThreadStreamEvent) -> ThreadStreamEvent:
+        """Return the event with its item as it was then; to be asked once for each."""
+        item = self._announced.pop(id(event), None)
+        return event if item is None else event.model_copy(update={"item": item})
 
 
 class OwnIds:

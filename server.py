@@ -61,7 +61,7 @@ from dictation import Dictation
 from failures import Refused, log_failure, words_for
 from history import HistoryConverter, ToolResults, load_history
 from provider import letters_in, model_name, usage_of, with_reasoning_kept
-from sdk import OwnIds, encode, parse_request, with_streamed
+from sdk import OwnIds, StreamedContext, encode, parse_request, with_streamed
 from titles import title_by_model, title_by_words
 from toolservers import ToolServers
 from turns import Events, Turns, thread_response
@@ -267,7 +267,7 @@ class ChatServer(ChatKitServer[RequestContext]):
             results: Any = ToolResults(OwnIds(run), agent_context)
             images = KeptImages(self._attachments, self.store, thread.id, context)
             async for event in stream_agent_response(agent_context, results, converter=images):
-                yield event
+                yield agent_context.as_streamed(event)
                 letters += letters_in(event)
         except ModelRefusalError as refusal:
             if not letters:  # the Agents SDK (0.24) may drop the message that it raises this for
@@ -332,8 +332,8 @@ class ChatServer(ChatKitServer[RequestContext]):
                 if await self.store.name_thread(thread_id, title, replace(context, lease=None)):
                     self._turns.show_title(thread_id, title)
 
-    def _agent_context(self, thread: ThreadMetadata, context: RequestContext) -> AgentContext[RequestContext]:
-        return AgentContext(thread=thread, store=self.store, request_context=context)
+    def _agent_context(self, thread: ThreadMetadata, context: RequestContext) -> StreamedContext:
+        return StreamedContext(thread=thread, store=self.store, request_context=context)
 
     def _check_model(self, message_input: UserMessageInput) -> None:
         chosen = message_input.inference_options.model

@@ -135,6 +135,16 @@ def test_a_cited_page_is_an_annotation_of_the_answer(client: Client, model: Stan
     assert stored == fold(events)
 
 
+def test_a_workflow_is_announced_with_the_tasks_that_it_had_then(client: Client, model: StandIn) -> None:
+    model.will(Call("work"))
+    events = client.create("Work")
+    [announced] = [e["item"] for e in events if e["type"] == "thread.item.added" and e["item"]["type"] == "workflow"]
+    assert [task["title"] for task in announced["workflow"]["tasks"]] == ["One"]
+    unfinished = [event for event in events if event["type"] != "thread.item.done"]
+    shown = [item for item in fold(unfinished) if item["type"] == "workflow"]
+    assert [task["title"] for task in shown[0]["workflow"]["tasks"]] == ["One", "Two"]
+
+
 def test_a_stopped_run_is_cut_off_at_the_model(client: Client, model: StandIn) -> None:
     model.will(Say("word " * 1000, gap=0.02))
     with client.streaming("threads.create", {"input": message("Talk")}) as events:
