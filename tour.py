@@ -89,6 +89,7 @@ async def demo_notice(wrapper: Chat) -> str:
     return "shown"
 
 
+WAITING = ["demo_page_tool", "demo_form"]
 TOOLS: list[Tool] = [demo_work, demo_widget, demo_page_tool, demo_form, demo_notice]
 
 
@@ -98,7 +99,7 @@ def with_tour(module: AgentModule) -> AgentModule:
     async def create_agent(context: RequestContext) -> Agent[Any]:
         made = module.create_agent(context)
         agent: Agent[Any] = await made if isawaitable(made) else made
-        stop = StopAtTools(stop_at_tool_names=["demo_page_tool", "demo_form"])
+        stop = _stopping_too(agent.tool_use_behavior)
         return agent.clone(tools=[*agent.tools, *TOOLS], tool_use_behavior=stop)
 
     async def handle_action(
@@ -112,6 +113,15 @@ def with_tour(module: AgentModule) -> AgentModule:
                 yield event
 
     return replace(module, create_agent=create_agent, handle_action=handle_action)
+
+
+def _stopping_too(behavior: Any) -> Any:
+    """Return the agent's own behavior, which ends the turn too where the demo waits for the page or the user."""
+    if behavior == "run_llm_again":
+        return StopAtTools(stop_at_tool_names=WAITING)
+    if isinstance(behavior, dict):
+        return StopAtTools(stop_at_tool_names=[*behavior.get("stop_at_tool_names", ()), *WAITING])
+    return behavior
 
 
 def _counter(pressed: int) -> DynamicWidgetRoot:

@@ -135,12 +135,12 @@ def test_500_turns_keep_the_request_bounded_and_its_making_flat(tmp_path: Path, 
         thread = thread_of(client.create("Message 0"))
         took = []
         for number in range(1, 500):
-            began = time.perf_counter()
+            began = time.process_time()  # the model and the client are in this process too, and do the same each time
             client.say(thread, f"Message {number}")
-            took.append(time.perf_counter() - began)
+            took.append(time.process_time() - began)
     assert len(model.asked[-1].body["input"]) == 100 - 1  # the oldest answer has lost its question to the window
     early, late = sorted(took[100:200])[50], sorted(took[-100:])[50]
-    print(f"\na turn at 100 to 200 turns: {early * 1000:.1f} ms, at 400 to 500: {late * 1000:.1f} ms")
+    print(f"\na turn at 100 to 200 turns: {early * 1000:.1f} ms of CPU, at 400 to 500: {late * 1000:.1f} ms")
     assert late < early * 1.5
 
 
