@@ -11,18 +11,18 @@ from browser.chat_page import FLAGS, NO_CHROMIUM, Chat, new_chat
 from browser.process import Service, running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if not path:
         pytest.fail(NO_CHROMIUM)
-    with sync_playwright() as playwright:
+    with sync_playwright() as playwright:  # it keeps a loop running in this thread: no asynchronous test may run inside
         chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield chromium
         chromium.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for all tests that do not stop or configure it."""
     with running(Service(tmp_path_factory.mktemp("service") / "chat.db", MODELS="small,large")) as shared:
@@ -36,7 +36,7 @@ def own_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield own
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_context(browser: Browser) -> Iterator[BrowserContext]:
     """One profile for all tests: its cache is warm. Each test has a page of its own, and leaves no storage behind."""
     context = browser.new_context(viewport={"width": 1100, "height": 800}, reduced_motion="reduce")
