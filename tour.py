@@ -10,6 +10,7 @@ from typing import Any
 from agents import Agent, RunContextWrapper, StopAtTools, Tool, function_tool
 from chatkit.actions import Action, ActionConfig
 from chatkit.agents import AgentContext, ClientToolCall
+from chatkit.errors import CustomStreamError
 from chatkit.types import (
     CustomTask,
     NoticeEvent,
@@ -108,7 +109,9 @@ def with_tour(module: AgentModule) -> AgentModule:
         if action.type == PRESS and sender is not None:
             pressed = _counter(int((action.payload or {}).get("pressed", 0)) + 1)
             yield ThreadItemReplacedEvent(item=sender.model_copy(update={"widget": pressed}))
-        elif module.handle_action is not None:
+        elif module.handle_action is None:
+            raise CustomStreamError("The agent has no handle_action for this action.")
+        else:
             async for event in module.handle_action(thread, action, sender, agent_context):
                 yield event
 

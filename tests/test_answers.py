@@ -247,8 +247,8 @@ def test_a_model_that_is_not_offered_is_refused(client: Client, database: Path) 
 
 
 @pytest.mark.parametrize("operation", ["threads.custom_action", "threads.sync_custom_action"])
-def test_an_action_without_a_handler_is_not_configured(tmp_path: Path, operation: str) -> None:
-    with service(DATABASE_URL=f"sqlite:///{tmp_path}/chatkit.db") as client:
+def test_an_action_without_a_handler_is_not_configured(tmp_path: Path, model: StandIn, operation: str) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", AGENT="agent")) as client:
         thread = thread_of(client.create("Hi"))
         response = client.post(operation, {"thread_id": thread, "action": ACTION})
         assert (response.status_code, response.json()["code"]) == (422, "not_configured")

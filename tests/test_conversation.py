@@ -203,7 +203,7 @@ def test_the_model_names_a_new_thread_while_it_answers(client: Client, model: St
     assert [event["thread"]["title"] for event in events if event["type"] == "thread.updated"] == ["Weather in Rome"]
     assert title(client, thread_of(events)) == "Weather in Rome"
     client.say(thread_of(events))
-    assert len(model.asked_for_titles) == 1
+    assert sum("Rome" in str(asked.body) for asked in model.asked_for_titles) == 1
 
 
 @pytest.mark.parametrize("answer", [Fail(500), Fail(404), "", "\n\n", "x" * 300, "Line one\nLine two", "***"])

@@ -370,7 +370,7 @@ def test_several_workers_end_together_and_leave_no_process_behind(
         seconds = ended_after(running, signal.SIGTERM, streams)
         print(f"exit code {running.process.returncode} after {seconds:.2f} s of a grace of 1 s")
         assert running.process.returncode == 0
-        assert seconds < 1 + 5
+        assert seconds < 1 + 5 + 10  # the workers end one after the other, and others may use the machine
         eventually(lambda: not [child for child in children if Path(f"/proc/{child}").exists()], 2, "their end")
     for stream in streams:
         assert len(errors_of(stream.seen)) == 1
@@ -416,7 +416,7 @@ class Witness:
 
     def _turn(self, url: str, thread_id: str | None, killed: threading.Event) -> None:
         seen_at: list[tuple[float, int]] = []
-        text = "One word follows another until the end. " * (7 if self.chance.random() < 0.5 else 1)  # 0.2 or 1.5 s
+        text = "One word follows another until the end. " * (14 if self.chance.random() < 0.5 else 1)  # 0.2 or 3 s
         with Stream.say(url, thread_id, text) if thread_id else Stream.create(url, text) as stream:
             while not stream.ended:
                 stream.read(0.05)

@@ -126,6 +126,7 @@ def test_the_menu_of_a_thread_is_used_by_keyboard(chat: Chat) -> None:
     chat.page.keyboard.press("Enter")
     expect(chat.button("Rename")).to_be_focused()
     chat.page.keyboard.press("Enter")
+    expect(chat.page.get_by_role("dialog").get_by_role("textbox")).to_be_focused()
     chat.page.keyboard.type("By keyboard")
     chat.page.keyboard.press("Enter")
     expect(chat.page.locator("#threads [aria-current] bdi")).to_have_text("By keyboard")
