@@ -58,10 +58,6 @@ class OpenItems:
         self._items.pop(item_id, None)
         self._unsaved.discard(item_id)
 
-    def is_placed(self, item_id: str) -> bool:
-        """Whether a checkpoint has settled the item's place in the thread."""
-        return item_id in self._placed
-
     def take_unsaved(self) -> list[ThreadItem]:
         """Return, for a checkpoint, what has changed since the last one."""
         return self._take([item for item in self._items.values() if item.id in self._unsaved])

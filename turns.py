@@ -284,9 +284,6 @@ class Turns:
             keeper.cancel()
             await asyncio.wait({keeper})
 
-    def __len__(self) -> int:
-        return len(self._live)
-
     @asynccontextmanager
     async def opening(
         self, thread_id: str, context: RequestContext, new_thread: ThreadMetadata | None = None
