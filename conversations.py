@@ -3,25 +3,21 @@
 import logging
 import secrets
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from datetime import UTC, datetime
+from typing import TypeVar
 
-from chatkit.store import NotFoundError, Store, StoreItemType
+from chatkit.store import Store, StoreItemType
 from chatkit.types import (
-    ActiveStatus,
     Attachment,
-    ClosedStatus,
     FeedbackKind,
     HiddenContextItem,
-    LockedStatus,
     Page,
     SDKHiddenContextItem,
     ThreadItem,
     ThreadMetadata,
 )
-from pydantic import TypeAdapter, ValidationError
 
 from context import RequestContext
 
@@ -114,11 +110,24 @@ class Purged:
     attachments: int
 
 
+@dataclass(frozen=True)
+class DeletedUser:
+    """What was stored of a user and is deleted. `running_turns` had not ended: they end when they notice."""
+
+    threads: int
+    items: int
+    attachments: int
+    usage_rows: int
+    running_turns: int
+
+
 CHUNK_BYTES = 256 * 1024
 """Attachments are kept in chunks of this size, the last one excepted."""
 UNSENT_HOURS = 24
 """How long an attachment is kept that is in no thread."""
 PURGE_INTERVAL_SECONDS = 3600
+DELETION_BATCH = 100
+"""So many threads or attachments are removed in one transaction: others must not wait long for it."""
 
 
 class ConversationStore(Store[RequestContext]):
@@ -163,7 +172,6 @@ class ConversationStore(Store[RequestContext]):
     async def acquire_lease(
         self,
         thread_id: str,
-        holder: str,
         context: RequestContext,
         *,
         quota: Quota = NO_QUOTA,
@@ -171,13 +179,13 @@ class ConversationStore(Store[RequestContext]):
     ) -> str:
         """Take the thread for one turn and return the lease, for `RequestContext.lease`.
 
-        It ends after `LEASE_SECONDS` unless renewed. `holder` names the process, for `renew_leases`. A new thread is
-        stored with it, at once. Raises `ThreadBusy`, and `QuotaExceeded` when the turn would pass the user's quota.
+        It ends after `LEASE_SECONDS` unless renewed. A new thread is stored with it, at once. Raises `ThreadBusy`, and
+        `QuotaExceeded` when the turn would pass the user's quota.
         """
 
     @abstractmethod
-    async def renew_leases(self, holder: str) -> set[str]:
-        """Renew all leases of this process, and return those that it still has."""
+    async def renew_leases(self, leases: Collection[str]) -> set[str]:
+        """Renew these leases, and return those that nobody else has taken meanwhile."""
 
     @abstractmethod
     async def save_checkpoints(self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext) -> None:
@@ -187,8 +195,13 @@ class ConversationStore(Store[RequestContext]):
         """
 
     @abstractmethod
-    async def end_turn(self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext) -> None:
-        """Store what was still open, drop the checkpoints and give the lease back, at once."""
+    async def end_turn(
+        self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext, *, began: bool = True
+    ) -> None:
+        """Store what was still open, drop the checkpoints and give the lease back, at once.
+
+        A turn that was refused before it `began` is not counted against the user's quota.
+        """
 
     @abstractmethod
     async def save_feedback(
@@ -261,12 +274,31 @@ class ConversationStore(Store[RequestContext]):
         """
 
     @abstractmethod
+    async def delete_user(self, user_id: str) -> DeletedUser:
+        """Delete all that is stored of the user, some of it at a time. What comes meanwhile may stay."""
+
+    @abstractmethod
+    async def overwrite_deleted(self) -> None:
+        """Leave nothing of what was deleted in the database's file, where that is ours to do: SQLite's.
+
+        It takes time with the size of the file, and writes wait for it.
+        """
+
+    @abstractmethod
+    async def load_attachments(self, after: str, limit: int, context: RequestContext) -> list[Attachment]:
+        """Return up to `limit` of the user's attachments, by id, with ids beyond `after`."""
+
+    @abstractmethod
+    async def load_feedback(self, thread_id: str, context: RequestContext) -> dict[str, str]:
+        """Return the user's verdicts on a thread's items, by item id."""
+
+    @abstractmethod
     async def add_usage(self, usage: Usage, context: RequestContext) -> None:
         """Add to what `context.user_id` used today; the usage's own user and day are not looked at."""
 
     @abstractmethod
-    async def load_usage(self) -> list[Usage]:
-        """Return all that was used, for the operator: by day, user and model."""
+    async def load_usage(self, user_id: str | None = None) -> list[Usage]:
+        """Return all that was used, by this user or by all, for the operator: by day, user and model."""
 
     @abstractmethod
     async def load_feedback_counts(self) -> dict[str, tuple[int, int]]:
@@ -274,7 +306,7 @@ class ConversationStore(Store[RequestContext]):
 
     @abstractmethod
     async def ping(self) -> None:
-        """Return once the database has answered a question, or raise `StoreUnavailable`."""
+        """Return once the database has taken a write, or raise `StoreUnavailable`."""
 
 
 def new_id(kind: StoreItemType) -> str:
@@ -297,120 +329,3 @@ def is_hidden(item: ThreadItem) -> bool:
 def aware(moment: datetime) -> datetime:
     """Return the moment in UTC; one without a zone is taken for this machine's time, as Python does."""
     return moment.astimezone(UTC)
-
-
-# --- rows ---------------------------------------------------------------------------------------------------------
-
-_item = TypeAdapter[ThreadItem](ThreadItem)
-_status = TypeAdapter[ActiveStatus | LockedStatus | ClosedStatus](ActiveStatus | LockedStatus | ClosedStatus)
-_json = TypeAdapter[Any](Any)
-
-
-def item_row(thread_id: str, item: ThreadItem) -> dict[str, str]:
-    """Return the columns `id`, `type` and `body` of an item of this thread."""
-    if item.thread_id != thread_id or item.created_at.utcoffset() != timedelta(0):
-        item = item.model_copy(update={"thread_id": thread_id, "created_at": aware(item.created_at)})
-    return {"id": item.id, "type": item.type, "body": item.model_dump_json(by_alias=True)}
-
-
-def read_item(body: str) -> ThreadItem:
-    """Return the item of a row's `body`.
-
-    One that this release cannot read, written by a newer one say, comes back as a hidden item in its place: it must
-    not make its thread unreadable. The row stays as it is. A body that is no item at all raises `ValidationError`.
-    """
-    try:
-        return _item.validate_json(body)
-    except ValidationError:
-        unread = _Unread.validate_json(body)
-        log.warning("item %s is of a kind that this release cannot read: %.40s", unread.id, unread.type)
-        return HiddenContextItem(
-            id=unread.id,
-            thread_id=unread.thread_id,
-            created_at=unread.created_at,
-            content="Something was shown here that cannot be read any more.",
-        )
-
-
-@dataclass
-class _UnreadItem:
-    id: str
-    thread_id: str
-    created_at: datetime
-    type: str
-
-
-_Unread = TypeAdapter(_UnreadItem)
-
-
-def thread_row(thread: ThreadMetadata) -> dict[str, str | None]:
-    """Return the columns of a thread that `save_thread` may change."""
-    domains = thread.allowed_image_domains
-    return {
-        "title": thread.title,
-        "status": _status.dump_json(thread.status).decode(),
-        "allowed_image_domains": None if domains is None else _json.dump_json(domains).decode(),
-        "metadata": _json.dump_json(thread.metadata).decode(),
-    }
-
-
-def changed_columns(thread: ThreadMetadata, context: RequestContext) -> dict[str, str | None]:
-    """Return the columns in which the thread differs from what this request loaded; all, when it loaded none.
-
-    Written alone, they leave what another request has changed meanwhile (ChatKit 1.6.5 saves the whole thread at the
-    end of a stream, and so undoes a rename).
-    """
-    row = thread_row(thread)
-    loaded = context.loaded_threads.get(thread.id)
-    if loaded is None:
-        return row
-    before = thread_row(loaded)
-    return {name: value for name, value in row.items() if value != before[name]}
-
-
-def read_thread(
-    id: str, created_at: str, title: str | None, status: str, allowed_image_domains: str | None, metadata: str
-) -> ThreadMetadata:
-    """Return the thread of a row."""
-    return ThreadMetadata(
-        id=id,
-        created_at=datetime.fromisoformat(created_at),
-        title=title,
-        status=_status.validate_json(status),
-        allowed_image_domains=None if allowed_image_domains is None else _json.validate_json(allowed_image_domains),
-        metadata=_json.validate_json(metadata),
-    )
-
-
-def remember(thread: ThreadMetadata, context: RequestContext) -> None:
-    """Note the thread as this request now knows it, for `changed_columns`."""
-    context.loaded_threads[thread.id] = thread.model_copy(deep=True)
-
-
-# --- cursors ------------------------------------------------------------------------------------------------------
-
-_CURSOR = "after:"
-
-
-def cursor(seq: int) -> str:
-    """Return the cursor behind the row with this sequence number; it outlives the row."""
-    return f"{_CURSOR}{seq}"
-
-
-def cursor_seq(after: str) -> int | None:
-    """Return the sequence number in a cursor of ours; None when it must be an item's or a thread's id."""
-    digits = after.removeprefix(_CURSOR)
-    if digits == after:
-        return None
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
-        raise NotFoundError(after)
-    return int(digits)
-
-
-def page(found: list[tuple[int, T]], limit: int) -> Page[T]:
-    """Return the page of the first `limit` of (sequence number, row), where one row more says that there is more."""
-    return Page(
-        data=[row for _, row in found[:limit]],
-        has_more=len(found) > limit,
-        after=cursor(found[limit - 1][0]) if len(found) > limit else None,
-    )

@@ -85,7 +85,7 @@ print("Your own agent goes into agent.py")
 """)
 
 TOPICS: dict[str, tuple[Move, ...]] = {
-    r"slow|long": (
+    r"slow|slowly|long": (
         Say(
             "This answer takes its time. Press Stop when you have seen enough. " + "One word after another. " * 40,
             SLOW_WORD_SECONDS,
@@ -96,7 +96,7 @@ TOPICS: dict[str, tuple[Move, ...]] = {
         Think("**Deciding**\n\nA short answer will do."),
         Say("I have thought about it. What you see above is a summary of it, and it stays there."),
     ),
-    r"work|task|step|progress": (Call("demo_work"), Say("Done: both tasks are complete.")),
+    r"work|workflow|task|step|progress": (Call("demo_work"), Say("Done: both tasks are complete.")),
     r"widget|button|card": (
         Call("demo_widget"),
         Say("Press the button: its action goes to the server, which answers with the changed widget."),
@@ -114,7 +114,12 @@ TOPICS: dict[str, tuple[Move, ...]] = {
 }
 """What to do when the last message has a word like these, first come first served."""
 
-ERROR = r"error|fail|crash"
+ERROR = r"error|fail|failure|crash"
+
+
+def _has_word(words: str, said: str) -> bool:
+    """Whether one of the words is said, in any of its forms, and not as a part of another: no form in "information"."""
+    return re.search(rf"\b(?:{words})(?:s|es|ed|ing)?\b", said) is not None
 
 
 class DemoProvider(ModelProvider):
@@ -145,7 +150,7 @@ class DemoModel(Model):
         **kwargs: Any,
     ) -> AsyncIterator[TResponseStreamEvent]:
         said, output = _last(input)
-        if re.search(ERROR, said) and next(self._failing):
+        if _has_word(ERROR, said) and next(self._failing):
             raise CustomStreamError("This error was asked for. Trying again helps.", allow_retry=True)
         response = _Responding()
         yield response.event("response.created", response=response.snapshot())
@@ -180,7 +185,7 @@ def _is_context(content: list[dict[str, Any]]) -> bool:
 
 def _moves(said: str, output: str | None, tools: set[str]) -> list[Move]:
     for words, moves in TOPICS.items():
-        if re.search(words, said):
+        if _has_word(words, said):
             call = next((move for move in moves if isinstance(move, Call)), None)
             if call is None:
                 return list(moves)
@@ -189,7 +194,7 @@ def _moves(said: str, output: str | None, tools: set[str]) -> list[Move]:
             last = moves[-1]
             assert isinstance(last, Say)
             return [Say(last.text.format(output=output))]
-    return [Say("It worked this time.")] if re.search(ERROR, said) else [GREETING]
+    return [Say("It worked this time.")] if _has_word(ERROR, said) else [GREETING]
 
 
 _event = TypeAdapter[ResponseStreamEvent](ResponseStreamEvent)

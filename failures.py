@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import os
+import socket
 import sqlite3
+import ssl
 import traceback
 
 import httpx2
@@ -135,7 +138,7 @@ def log_failure(log: logging.Logger, what: str, error: BaseException) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Return the error's kind, with what is known to carry no user's words: codes, and the database's own text."""
+    """Return the error's kind, with what is known to carry no user's words: codes, and what our own store says."""
     match error:
         case openai.APIStatusError():
             details = [str(error.status_code), error.code, error.type, error.param, error.request_id]
@@ -143,8 +146,14 @@ def describe(error: BaseException) -> str:
             details = [error.code, error.type]
         case ModelBehaviorError():
             details = [_code(error)]
-        case StoreUnavailable() | sqlite3.Error() | OSError():
+        case StoreUnavailable():
             details = [str(error)]
+        case sqlite3.Error():  # a tool may have raised it, or an error of the system, about a user's words
+            details = [getattr(error, "sqlite_errorname", None)]
+        case ssl.SSLError() | socket.gaierror():  # their numbers are no system's
+            details = [getattr(error, "reason", None) or error.strerror]
+        case OSError(errno=int() as number):
+            details = [str(number), os.strerror(number)]
         case _:
             details = []
     cause = [f"from {describe(error.__cause__)}"] if error.__cause__ else []

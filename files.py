@@ -16,6 +16,7 @@ from attachments import IMAGE_TYPES, Attachments
 from context import RequestContext
 from failures import Refused
 from sdk import encode
+from telemetry import note
 
 Authenticate = Callable[[Request], Awaitable[RequestContext]]
 
@@ -78,9 +79,11 @@ def _attachments(request: Request) -> Attachments:
 
 async def _open_link(request: Request, use: str) -> RequestContext:
     query = request.query_params
-    return await _attachments(request).open_link(
+    context = await _attachments(request).open_link(
         use, request.path_params["id"], query.get("expires", ""), query.get("signature", "")
     )
+    note(user_id=context.user_id)
+    return context
 
 
 def _media_type(attachment: Attachment) -> str:
@@ -100,11 +103,12 @@ def _range(header: str | None, size: int) -> tuple[int, int]:
     if not match or match.groups() == ("", ""):
         return 0, size
     first, last = match.groups()
-    if not first:
-        return max(0, size - int(last)), size
-    start, end = int(first), min(size, int(last) + 1) if last else size
+    if first:
+        start, end = int(first), min(size, int(last) + 1) if last else size
+    else:
+        start, end = max(0, size - int(last)), size
     if start >= end:
-        raise Refused("bad_range", f"The file has {size} bytes.")
+        raise Refused("bad_range", f"The file has {size} bytes: ask for some of them.")
     return start, end
 
 

@@ -1,6 +1,7 @@
 """Thread items as what the model reads."""
 
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from inspect import isawaitable
@@ -8,7 +9,7 @@ from typing import Any, cast
 
 from agents import StreamEvent, ToolOriginType
 from agents.items import TResponseInputItem
-from chatkit.agents import AgentContext, ThreadItemConverter
+from chatkit.agents import AgentContext, ClientToolCall, ThreadItemConverter
 from chatkit.store import NotFoundError
 from chatkit.types import (
     AssistantMessageItem,
@@ -28,6 +29,10 @@ from openai.types.responses import ResponseInputContentParam, ResponseInputTextP
 from attachments import Attachments, kept_id
 from context import RequestContext
 from conversations import ConversationStore
+from failures import log_failure
+from sdk import mended
+
+log = logging.getLogger("service.history")
 
 TOOL = "tool"
 """The key of a hidden item's content that tells a tool's result from what an agent's author hides."""
@@ -70,7 +75,8 @@ class ToolResults:
         self._run = run
         self._context = context
         self._calls: dict[str, Any] = {}
-        self._last_call = ""
+        self._unanswered: dict[str, str] = {}
+        self._for_client: tuple[ClientToolCall | None, str] = (None, "")
         self._tasks: dict[str, tuple[WorkflowItem, int]] = {}
 
     async def stream_events(self) -> AsyncIterator[StreamEvent]:
@@ -81,19 +87,31 @@ class ToolResults:
 
     async def _note(self, item: Any) -> None:
         raw = item.raw_item
+        call_id: str = _field(raw, "call_id") or ""
         if item.type == "tool_call_item":
-            self._last_call = _field(raw, "call_id") or ""
-            self._calls[self._last_call] = raw
+            self._calls[call_id] = raw
+            if _field(raw, "type") == "function_call":
+                self._unanswered[call_id] = _field(raw, "name")
             if item.tool_origin is not None and item.tool_origin.type == ToolOriginType.MCP:
-                await self._show_task(self._last_call, _field(raw, "name"))
+                await self._show_task(call_id, _field(raw, "name"))
             if _field(raw, "type") == "mcp_call" and _field(raw, "output") is not None:  # the provider called it
                 await self._keep(raw, _field(raw, "output"))
         if item.type == "tool_call_output_item":
-            await self._complete_task(_field(raw, "call_id"))
-        if item.type == "tool_call_output_item" and (call := self._calls.get(_field(raw, "call_id"))) is not None:
-            for_client = self._context.client_tool_call is not None and _field(raw, "call_id") == self._last_call
-            if _field(call, "type") == "function_call" and not for_client:
+            await self._complete_task(call_id)
+            for_client = self._is_for_client(call_id)
+            self._unanswered.pop(call_id, None)
+            call = self._calls.get(call_id)
+            if call is not None and _field(call, "type") == "function_call" and not for_client:
                 await self._keep(call, _field(raw, "output"))
+
+    def _is_for_client(self, call_id: str) -> bool:
+        """Whether this is the call in which a tool asked the client: of several at once the one with its name."""
+        asked, chosen = self._context.client_tool_call, self._for_client[1]
+        if asked is not None and asked is not self._for_client[0]:
+            named = [each for each, name in self._unanswered.items() if name == asked.name]
+            chosen = (named or [*self._unanswered] or [call_id])[-1]
+            self._for_client = asked, chosen
+        return call_id == chosen
 
     async def _show_task(self, call_id: str, name: str) -> None:
         await self._context.add_workflow_task(CustomTask(title=name, status_indicator="loading"))
@@ -107,7 +125,11 @@ class ToolResults:
             await self._context.update_workflow_task(task, index)
 
     async def _keep(self, call: Any, output: Any) -> None:
-        content = {TOOL: _field(call, "name"), "arguments": _field(call, "arguments"), "output": _as_text(output)}
+        content = {
+            TOOL: _field(call, "name"),
+            "arguments": mended(_field(call, "arguments")),
+            "output": mended(_as_text(output)),
+        }
         item = HiddenContextItem(
             id=self._context.generate_id("message"),
             thread_id=self._context.thread.id,
@@ -141,10 +163,14 @@ class HistoryConverter(ThreadItemConverter):
         return await self._attachments.to_model(attachment, self._context)
 
     async def tag_to_message_content(self, tag: UserMessageTagContent) -> ResponseInputContentParam:
-        if self._describe_tag is None:
-            return _text(f"@{tag.text}: {json.dumps({'id': tag.id, **tag.data}, ensure_ascii=False)}")
-        description = self._describe_tag(tag, self._context)
-        return _text(f"@{tag.text}: {await description if isawaitable(description) else description}")
+        description: Any = json.dumps({"id": tag.id, **tag.data}, ensure_ascii=False)
+        if self._describe_tag is not None:
+            try:
+                described = self._describe_tag(tag, self._context)
+                description = await described if isawaitable(described) else described
+            except Exception as error:  # the author's code; one tag must not end this turn and all later ones
+                log_failure(log, "describe_tag failed", error)
+        return _text(f"@{tag.text}: {description}")
 
     async def user_message_to_input(
         self, item: UserMessageItem, is_last_message: bool = True

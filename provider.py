@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
-from agents import Agent, ModelProvider, ModelSettings, OpenAIProvider, RunConfig, RunResultStreaming
+from agents import Agent, Model, ModelProvider, ModelSettings, OpenAIProvider, RunConfig
 from agents.models.default_models import gpt_5_reasoning_settings_required
+from agents.result import RunResultBase
 from agents.run import CallModelData, ModelInputData
 from chatkit.types import (
     AssistantMessageContentPartTextDelta,
@@ -19,7 +21,8 @@ from chatkit.types import (
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
 from conversations import Usage
-from demo import DemoProvider
+from sdk import OpenAIClient, mended
+from telemetry import request_id
 
 KEEPALIVE_SECONDS = 30.0
 
@@ -34,13 +37,21 @@ class Upstream:
 
 @asynccontextmanager
 async def open_upstream(
-    *, api_key: str | None, base_url: str | None, api: str, max_connections: int, timeout_seconds: float
+    *,
+    api_key: str | None,
+    base_url: str | None,
+    default_model: str | None,
+    api: str,
+    max_connections: int,
+    timeout_seconds: float,
 ) -> AsyncIterator[Upstream]:
     """Yield what answers. With neither key nor base URL it is the demo.
 
     Connecting and waiting for the first token may be tried twice more; a stream that broke off is not tried again.
     """
     if not (api_key or base_url):
+        from demo import DemoProvider  # noqa: PLC0415 (75 ms and 4 MB that no service with a model needs)
+
         yield Upstream(DemoProvider())
         return
     http_client = DefaultAsyncHttpx2Client(
@@ -50,9 +61,30 @@ async def open_upstream(
             keepalive_expiry=KEEPALIVE_SECONDS,
         ),
         timeout=httpx2.Timeout(timeout_seconds, connect=10.0),
+        event_hooks={"request": [_name_request]},
     )
-    async with AsyncOpenAI(api_key=api_key or "none", base_url=base_url, http_client=http_client) as client:
-        yield Upstream(OpenAIProvider(openai_client=client, use_responses=api == "responses"), client)
+    async with OpenAIClient(api_key=api_key or "none", base_url=base_url, http_client=http_client) as client:
+        yield Upstream(_Provider(default_model, openai_client=client, use_responses=api == "responses"), client)
+
+
+class _Provider(OpenAIProvider):
+    """Knows the name of the model that agents without one of their own ask for.
+
+    The Agents SDK (0.24) reads it in lower case, which servers of models such as `Qwen/Qwen3-8B` do not know.
+    """
+
+    def __init__(self, default_model: str | None, **options: Any):
+        super().__init__(**options)
+        self._default_model = default_model
+
+    def get_model(self, model_name: str | None) -> Model:
+        return super().get_model(model_name or self._default_model)
+
+
+async def _name_request(request: httpx2.Request) -> None:
+    """Let the model's server log the same id as we do."""
+    if known := request_id():
+        request.headers["x-request-id"] = known
 
 
 def run_config(provider: ModelProvider, *, api: str, store: bool, tracing: bool) -> RunConfig:
@@ -66,7 +98,7 @@ def run_config(provider: ModelProvider, *, api: str, store: bool, tracing: bool)
         model_provider=provider,
         model_settings=ModelSettings(store=store) if responses else ModelSettings(include_usage=True),
         tracing_disabled=not tracing,
-        call_model_input_filter=_without_lost_reasoning if responses and not store else None,
+        call_model_input_filter=_without_lost_reasoning if responses and not store else _sendable,
     )
 
 
@@ -83,27 +115,51 @@ def with_reasoning_kept(config: RunConfig, model: str) -> RunConfig:
 
     Without them it would think anew after each tool call. Other models refuse to be asked.
     """
-    if config.call_model_input_filter is None or not gpt_5_reasoning_settings_required(model):
+    if config.call_model_input_filter is not _without_lost_reasoning or not gpt_5_reasoning_settings_required(model):
         return config
     settings = ModelSettings(response_include=["reasoning.encrypted_content"])
-    return replace(config, model_settings=(config.model_settings or ModelSettings()).resolve(settings))
+    changed = copy(config)  # where `replace` has the Agents SDK (0.24) look up the types of all fields, for 2 ms
+    changed.model_settings = (config.model_settings or ModelSettings()).resolve(settings)
+    return changed
 
 
 def _without_lost_reasoning(data: CallModelData[Any]) -> ModelInputData:
     """Leave out reasoning that names what OpenAI does not keep: it would refuse the whole request."""
-    kept = [item for item in data.model_data.input if item.get("type") != "reasoning" or item.get("encrypted_content")]
-    return ModelInputData(input=kept, instructions=data.model_data.instructions)
+    sent = _sendable(data)
+    sent.input = [item for item in sent.input if item.get("type") != "reasoning" or item.get("encrypted_content")]
+    return sent
 
 
-def usage_of(run: RunResultStreaming, model: str, letters: int) -> Usage:
-    """Return what the run used as the model's server counted it; estimated at four letters a token where it did not.
+def _sendable(data: CallModelData[Any]) -> ModelInputData:
+    """Mend texts, of tools' outputs say, that no request can carry."""
+    return ModelInputData(input=_mended(data.model_data.input), instructions=data.model_data.instructions)
 
-    A response that was cut off is not counted by anybody. User and day are the store's to know.
+
+def _mended(value: Any) -> Any:
+    match value:
+        case str():
+            return mended(value)
+        case list():
+            return [_mended(each) for each in value]
+        case dict():
+            return {name: _mended(each) for name, each in value.items()}
+    return value
+
+
+def usage_of(run: RunResultBase, model: str, letters: int) -> Usage:
+    """Return what the run used as the model's server counted it; estimated where it did not.
+
+    A response that was cut off is not counted by anybody.
     """
     used = run.context_wrapper.usage
     if used.total_tokens:
         return Usage("", "", model, used.requests, used.input_tokens, used.output_tokens)
-    return Usage("", "", model, max(1, used.requests), len(str(run.input)) // 4, letters // 4)
+    return estimated_usage(model, len(str(run.input)), letters, requests=max(1, used.requests))
+
+
+def estimated_usage(model: str, asked: int, answered: int, *, requests: int = 1) -> Usage:
+    """Return what so many letters use, at four letters a token. User and day are the store's to know."""
+    return Usage("", "", model, requests, asked // 4, answered // 4)
 
 
 def letters_in(event: ThreadStreamEvent) -> int:

@@ -1,21 +1,32 @@
 """Gaps of the SDKs that can only be closed inside them. Each names the version that has it, so that it can go."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
-from typing import Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import chatkit.agents
 import chatkit.server
+import httpx2
 from agents import RawResponsesStreamEvent, RunResultStreaming, StreamEvent
 from chatkit.agents import AgentContext
 from chatkit.types import ChatKitReq, ThreadItem, ThreadItemAddedEvent, ThreadStreamEvent
-from pydantic import BaseModel, PrivateAttr, TypeAdapter, ValidationError
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionChunk
+from openai.types.responses import ResponseStreamEvent
+from pydantic import BaseModel, Field, PrivateAttr, TypeAdapter, ValidationError
 
 from context import RequestContext
 from conversations import new_id
 from failures import Refused
+
+if TYPE_CHECKING:  # openai loads them when they are first used
+    from openai.resources.chat import AsyncChat
+    from openai.resources.responses import AsyncResponses
+
+T = TypeVar("T")
 
 _request = TypeAdapter[ChatKitReq](ChatKitReq)  # ChatKit 1.6.5 makes one for every request: 2.4 to 4 ms each
 
@@ -45,7 +56,12 @@ def _bad_request(error: ValidationError) -> Refused:
 
 def encode(model: BaseModel) -> bytes:
     """Return what goes out: as ChatKit 1.6.5's `_serialize`."""
-    return model.model_dump_json(by_alias=True, exclude_none=True, context={"exclude_metadata": True}).encode()
+    return model.model_dump_json(
+        by_alias=True,
+        exclude_none=True,
+        context={"exclude_metadata": True},
+        warnings=False,  # pydantic's quote the value
+    ).encode()
 
 
 class _AwareDatetime(datetime):
@@ -76,6 +92,7 @@ async def _merge(events: AsyncIterator[Any], queue: Any) -> AsyncIterator[Any]:
     finally:
         pump.cancel()
         await asyncio.wait({pump})
+        _ = pump.cancelled() or pump.exception()  # asked for, or asyncio would log it with users' words
 
 
 class _FromRun:
@@ -105,7 +122,9 @@ def patch() -> None:
 patch()
 
 
-async def with_streamed(context: "StreamedContext", events: AsyncIterator[Any]) -> AsyncIterator[ThreadStreamEvent]:
+async def with_streamed(
+    context: "StreamedContext", events: AsyncIterator[Any]
+) -> AsyncGenerator[ThreadStreamEvent, None]:
     """Yield a handler's events, and between them what it streams through the agent context."""
     queue = chatkit.agents._AsyncQueueIterator(context._events)
     async for event in _merge(events, queue):
@@ -130,6 +149,62 @@ class StreamedContext(AgentContext[RequestContext]):
         """Return the event with its item as it was then; to be asked once for each."""
         item = self._announced.pop(id(event), None)
         return event if item is None else event.model_copy(update={"item": item})
+
+
+class OpenAIClient(AsyncOpenAI):
+    """OpenAI's client, with quicker ways to send a conversation and to read what streams in.
+
+    openai 3.54 tries an event of the Responses API as each of 59 kinds, and builds a Chat Completions chunk field by
+    field: 0.09 to 0.18 ms each, more than all else that happens to a delta. Its `type` tells the kind at once (4 µs).
+    What does not validate is read the SDK's way.
+    """
+
+    @cached_property
+    def responses(self) -> "AsyncResponses":
+        return _unexamined(super().responses, "input")
+
+    @cached_property
+    def chat(self) -> "AsyncChat":
+        chat = super().chat
+        _unexamined(chat.completions, "messages")
+        return chat
+
+    def _process_response_data(self, *, data: object, cast_to: type[T], response: httpx2.Response) -> T:
+        kind: Any = cast_to
+        if (adapter := _event_adapter(kind)) is not None:
+            try:
+                event: T = adapter.validate_python(data)
+                return event
+            except ValidationError:
+                pass
+        return super()._process_response_data(data=data, cast_to=cast_to, response=response)
+
+
+def _unexamined(resource: T, name: str) -> T:
+    """Have the resource's `create` send the conversation by a way on which openai 3.54 does not look at it.
+
+    It holds each item against every kind of item, to rewrite what is not JSON, for half a millisecond each; what the
+    Agents SDK hands over is JSON already.
+    """
+    create: Callable[..., Awaitable[Any]] = getattr(resource, "create")  # noqa: B009 (of whatever resource it is)
+
+    async def create_unexamined(**arguments: Any) -> Any:
+        if isinstance(items := arguments.get(name), list):
+            arguments["extra_body"] = {name: items, **(arguments.get("extra_body") or {})}
+            arguments[name] = []
+        return await create(**arguments)
+
+    setattr(resource, "create", create_unexamined)  # noqa: B010
+    return resource
+
+
+@cache
+def _event_adapter(kind: object) -> TypeAdapter[Any] | None:
+    """Return what reads a stream's events, and None for all else; made for the first one, in a tenth of a second."""
+    if kind is ResponseStreamEvent:
+        kinds: Any = get_args(ResponseStreamEvent)[0]
+        return TypeAdapter(Annotated[kinds, Field(discriminator="type")])
+    return TypeAdapter(ChatCompletionChunk) if kind is ChatCompletionChunk else None
 
 
 class OwnIds:
@@ -183,14 +258,18 @@ class OwnIds:
 
 
 def _mend(part: Any, *names: str) -> None:
-    """Join or replace the halves of surrogate pairs in texts, as a server that cuts between them sends them.
-
-    (JSON carries them, UTF-8 does not: such a text can be neither sent nor stored.)
-    """
     for name in names:
         text = getattr(part, name, None)
         if isinstance(text, str) and not text.isascii():
-            setattr(part, name, text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+            setattr(part, name, mended(text))
+
+
+def mended(text: str) -> str:
+    """Join or replace the halves of surrogate pairs in a text, as a server that cuts between them sends them.
+
+    (JSON carries them, UTF-8 does not: such a text can be neither sent nor stored.)
+    """
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class _ToolCall:

@@ -1,24 +1,18 @@
 """`ChatServer`: what a request may do, and the turn that answers it."""
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from inspect import isawaitable
 from typing import Any
 
-from agents import Agent, ModelSettings, RunConfig, RunContextWrapper, Runner
-from agents.exceptions import ModelRefusalError
+from agents import RunConfig
 from chatkit.actions import Action
-from chatkit.agents import AgentContext, stream_agent_response
 from chatkit.errors import CustomStreamError
 from chatkit.server import ChatKitServer, NonStreamingResult, StreamingResult
 from chatkit.store import NotFoundError
 from chatkit.types import (
-    AssistantMessageContent,
-    AssistantMessageItem,
     AttachmentsCreateReq,
     AttachmentsDeleteReq,
     ClientToolCallItem,
@@ -34,7 +28,6 @@ from chatkit.types import (
     Thread,
     ThreadCreatedEvent,
     ThreadCustomActionParams,
-    ThreadItem,
     ThreadItemDoneEvent,
     ThreadItemReplacedEvent,
     ThreadMetadata,
@@ -53,16 +46,17 @@ from chatkit.types import (
     is_streaming_req,
 )
 
+import metrics
 from agentmodule import AgentModule
-from attachments import Attachments, KeptImages
+from attachments import Attachments
 from context import RequestContext
-from conversations import ConversationStore, QuotaExceeded, StoreUnavailable, ThreadBusy, Usage, is_hidden
+from conversations import ConversationStore, QuotaExceeded, StoreUnavailable, ThreadBusy, aware, is_hidden
 from dictation import Dictation
 from failures import Refused, log_failure, words_for
-from history import HistoryConverter, ToolResults, load_history
-from provider import letters_in, model_name, usage_of, with_reasoning_kept
-from sdk import OwnIds, StreamedContext, encode, parse_request, with_streamed
-from titles import title_by_model, title_by_words
+from runs import AgentRuns
+from sdk import encode, parse_request, with_streamed
+from telemetry import note
+from titles import title_by_words
 from toolservers import ToolServers
 from turns import Events, Turns, thread_response
 
@@ -109,26 +103,33 @@ class ChatServer(ChatKitServer[RequestContext]):
         self._attachments = attachments
         self._turns = turns
         self._agent = agent
-        self._run_config = run_config
+        self._runs = AgentRuns(
+            store, attachments, agent, tool_servers, run_config, models=models, history_items=history_items
+        )
         self._models = models
-        self._history_items = history_items
         self._can_cancel = can_cancel
         self._ask_for_titles = ask_for_titles
         self._dictation = dictation
-        self._tool_servers = tool_servers or ToolServers((), forward_auth=False)
 
     async def process(
         self, request: str | bytes | bytearray, context: RequestContext
     ) -> StreamingResult | NonStreamingResult:
         parsed = parse_request(bytes(request, "utf-8") if isinstance(request, str) else bytes(request))
+        note(operation=parsed.type, thread_id=getattr(parsed.params, "thread_id", None))
         if not is_streaming_req(parsed):
             return NonStreamingResult(await self._process_non_streaming(parsed, context))
+        note(is_turn=True)
         try:
             return await self._open_turn(parsed, context)
         except (Refused, NotFoundError, ThreadBusy):
             raise
         except Exception as error:
-            if not isinstance(error, CustomStreamError | QuotaExceeded):
+            if isinstance(error, QuotaExceeded):
+                metrics.count_quota_refusal(error.quota)
+            if isinstance(error, CustomStreamError | QuotaExceeded):
+                note(outcome="refused")
+            else:
+                note(outcome="failed")
                 log_failure(log, f"{parsed.type} could not begin", error)
             return _error_result(error)
 
@@ -147,6 +148,7 @@ class ChatServer(ChatKitServer[RequestContext]):
 
     async def _open_thread(self, message_input: UserMessageInput, context: RequestContext) -> StreamingResult:
         thread = ThreadMetadata(id=self.store.generate_thread_id(context), created_at=datetime.now(UTC))
+        note(thread_id=thread.id)
         message = await self._build_user_message_item(message_input, thread, context)
         async with self._turns.opening(thread.id, context, new_thread=thread) as leased:
             created = ThreadCreatedEvent(thread=thread_response(thread))
@@ -174,6 +176,8 @@ class ChatServer(ChatKitServer[RequestContext]):
                 questions = await self.store.load_item(thread.id, request.params.item_id, context)
                 if not isinstance(questions, StructuredInputItem) or questions.status != "pending":
                     raise Refused("conflict", "These questions are already answered. Reload the conversation.")
+                if request.params.input.answers.keys() - {question.id for question in questions.inputs}:
+                    raise Refused("bad_params", "params.input.answers must have the ids of the questions.")
                 answered = await self._apply_structured_input_submission(questions, request.params.input)
                 return self._answer(thread, None, context, ThreadItemReplacedEvent(item=answered))
             case ThreadsRetryAfterItemReq():
@@ -197,8 +201,9 @@ class ChatServer(ChatKitServer[RequestContext]):
         yield ThreadItemDoneEvent(item=message)
         if thread.title is None:
             self._turns.beside(self._name_thread(thread.id, message, context))
-        async for event in self._answer(thread, message, context):
-            yield event
+        async with aclosing(self._answer(thread, message, context)) as events:
+            async for event in events:
+                yield event
 
     async def _answer_tool_output(
         self, thread: ThreadMetadata, calls: list[ClientToolCallItem], output: Any, context: RequestContext
@@ -208,132 +213,55 @@ class ChatServer(ChatKitServer[RequestContext]):
         await self.store.save_item(thread.id, answered, context)
         for call in older:  # nobody will answer them, and no model takes a call without its output
             await self.store.delete_thread_item(thread.id, call.id, context)
-        async for event in self._answer(thread, None, context):
-            yield event
+        async with aclosing(self._answer(thread, None, context)) as events:
+            async for event in events:
+                yield event
 
     async def _answer_again(self, thread: ThreadMetadata, message: UserMessageItem, context: RequestContext) -> Events:
         await self.store.delete_items_after(thread.id, message.id, context)
-        async for event in self._answer(thread, message, context):
-            yield event
+        async with aclosing(self._answer(thread, message, context)) as events:
+            async for event in events:
+                yield event
 
-    async def _answer(
+    def _answer(
         self,
         thread: ThreadMetadata,
         message: UserMessageItem | None,
         context: RequestContext,
         *first: ThreadStreamEvent,
     ) -> Events:
-        async for event in self._streamed(thread, context, self.respond(thread, message, context), *first):
-            yield event
+        return self._streamed(thread, context, self.respond(thread, message, context), *first)
 
     async def _streamed(
-        self,
-        thread: ThreadMetadata,
-        context: RequestContext,
-        events: AsyncIterator[ThreadStreamEvent],
-        *first: ThreadStreamEvent,
+        self, thread: ThreadMetadata, context: RequestContext, events: Events, *first: ThreadStreamEvent
     ) -> Events:
-        yield StreamOptionsEvent(stream_options=self.get_stream_options(thread, context))
-        for event in first:
-            yield event
-        async for event in events:
-            yield event
+        async with aclosing(events):  # so that a turn that fails has ended its run before it gives the thread back
+            yield StreamOptionsEvent(stream_options=self.get_stream_options(thread, context))
+            for event in first:
+                yield event
+            async for event in events:
+                yield event
 
     def get_stream_options(self, thread: ThreadMetadata, context: RequestContext) -> StreamOptions:
         return StreamOptions(allow_cancel=self._can_cancel)
 
-    async def respond(
+    def respond(
         self, thread: ThreadMetadata, input_user_message: UserMessageItem | None, context: RequestContext
-    ) -> AsyncIterator[ThreadStreamEvent]:
-        async with self._tool_servers.for_turn(context) as servers:
-            agent = await self._make_agent(context)
-            if servers:
-                agent = agent.clone(mcp_servers=[*agent.mcp_servers, *servers])
-            async with aclosing(self._run(agent, thread, input_user_message, context)) as events:
-                async for event in events:
-                    yield event
-
-    async def _run(
-        self, agent: Agent[Any], thread: ThreadMetadata, message: UserMessageItem | None, context: RequestContext
     ) -> Events:
-        agent_context = self._agent_context(thread, context)
-        items = await load_history(self.store, thread.id, self._history_items, context)
-        config = await self._config_for(agent, agent_context, items, message)
-        converter = HistoryConverter(self._attachments, context, self._agent.describe_tag)
-        model_input = await converter.to_agent_input(items)
-        run = Runner.run_streamed(agent, model_input, context=agent_context, run_config=config)
-        letters = 0
-        try:
-            results: Any = ToolResults(OwnIds(run), agent_context)
-            images = KeptImages(self._attachments, self.store, thread.id, context)
-            async for event in stream_agent_response(agent_context, results, converter=images):
-                yield agent_context.as_streamed(event)
-                letters += letters_in(event)
-        except ModelRefusalError as refusal:
-            if not letters:  # the Agents SDK (0.24) may drop the message that it raises this for
-                yield ThreadItemDoneEvent(item=self._assistant_message(thread, refusal.refusal, context))
-        finally:
-            run.cancel()  # without it the model would run to its end after a Stop
-            if run.run_loop_task is not None:
-                await asyncio.wait({run.run_loop_task})
-                _ = run.run_loop_exception  # asked for, or asyncio would log it with a traceback and users' words
-            await self._add_usage(usage_of(run, model_name(agent, config), letters), context)
-
-    def _assistant_message(self, thread: ThreadMetadata, text: str, context: RequestContext) -> AssistantMessageItem:
-        return AssistantMessageItem(
-            id=self.store.generate_item_id("message", thread, context),
-            thread_id=thread.id,
-            created_at=datetime.now(UTC),
-            content=[AssistantMessageContent(text=text)],
-        )
-
-    async def _add_usage(self, usage: Usage, context: RequestContext) -> None:
-        try:
-            await self.store.add_usage(usage, context)
-        except StoreUnavailable as error:
-            log_failure(log, "a turn's usage could not be stored", error)
-
-    async def _make_agent(self, context: RequestContext) -> Agent[Any]:
-        agent = self._agent.create_agent(context)
-        return await agent if isawaitable(agent) else agent
-
-    async def _config_for(
-        self,
-        agent: Agent[Any],
-        agent_context: AgentContext[RequestContext],
-        items: Sequence[ThreadItem],
-        message: UserMessageItem | None,
-    ) -> RunConfig:
-        """Return the run's config with what the user chose: the model for the whole turn, the tool for its beginning.
-
-        A turn that goes on after a tool's output or an answered form has the choices of the message that began it.
-        """
-        config = self._run_config
-        asked = message or next((item for item in reversed(items) if isinstance(item, UserMessageItem)), None)
-        if asked and asked.inference_options.model in self._models:
-            config = replace(config, model=asked.inference_options.model)
-        if message and (choice := message.inference_options.tool_choice):
-            tools = await agent.get_all_tools(RunContextWrapper(agent_context))
-            if choice.id not in {tool.name for tool in tools}:
-                raise CustomStreamError(f"The agent has no tool “{choice.id[:100]}”. Choose another, or none.")
-            chosen = ModelSettings(tool_choice=choice.id)
-            config = replace(config, model_settings=(config.model_settings or ModelSettings()).resolve(chosen))
-        return with_reasoning_kept(config, model_name(agent, config))
+        return self._runs.answer(thread, input_user_message, context)
 
     async def _name_thread(self, thread_id: str, message: UserMessageItem, context: RequestContext) -> None:
         """Give the thread a title, beside the turn, which neither waits for it nor fails with it."""
         title = title_by_words(message)
         try:
             if self._ask_for_titles:
-                agent = await self._make_agent(context)
-                title = await title_by_model(message, agent.model, self._run_config)
+                title = await self._runs.title(message, context)
+        except Exception as error:
+            log_failure(log, "no title from the model", error)
         finally:  # stopped at the end of the process, it still leaves the words
             with suppress(NotFoundError, StoreUnavailable):
                 if await self.store.name_thread(thread_id, title, replace(context, lease=None)):
                     self._turns.show_title(thread_id, title)
-
-    def _agent_context(self, thread: ThreadMetadata, context: RequestContext) -> StreamedContext:
-        return StreamedContext(thread=thread, store=self.store, request_context=context)
 
     def _check_model(self, message_input: UserMessageInput) -> None:
         chosen = message_input.inference_options.model
@@ -363,9 +291,9 @@ class ChatServer(ChatKitServer[RequestContext]):
         action: Action[str, Any],
         sender: WidgetItem | None,
         context: RequestContext,
-    ) -> AsyncIterator[ThreadStreamEvent]:
+    ) -> Events:
         assert self._agent.handle_action is not None  # checked before the turn
-        agent_context = self._agent_context(thread, context)
+        agent_context = self._runs.agent_context(thread, context)
         return with_streamed(agent_context, self._agent.handle_action(thread, action, sender, agent_context))
 
     async def sync_action(
@@ -376,14 +304,18 @@ class ChatServer(ChatKitServer[RequestContext]):
         context: RequestContext,
     ) -> SyncCustomActionResponse:
         assert self._agent.handle_sync_action is not None  # checked before
-        agent_context = self._agent_context(thread, context)
-        response = await self._agent.handle_sync_action(thread, action, sender, agent_context)
-        if item := response.updated_item:
-            await self.store.save_item(thread.id, item, context)  # what a client was shown is kept
-            if is_hidden(item):
-                return SyncCustomActionResponse()
-            return SyncCustomActionResponse(updated_item=self._attachments.present_item(item, context))
-        return response
+        agent_context = self._runs.agent_context(thread, context)
+        response: SyncCustomActionResponse | None = await self._agent.handle_sync_action(
+            thread, action, sender, agent_context
+        )
+        if response is None or response.updated_item is None:
+            return SyncCustomActionResponse()
+        item = response.updated_item
+        item.created_at = aware(item.created_at)
+        await self.store.save_item(thread.id, item, context)  # what a client was shown is kept
+        if is_hidden(item):
+            return SyncCustomActionResponse()
+        return SyncCustomActionResponse(updated_item=self._attachments.present_item(item, context))
 
     async def _load_sender(self, params: ThreadCustomActionParams, context: RequestContext) -> WidgetItem | None:
         if params.item_id is None:
@@ -412,8 +344,11 @@ class ChatServer(ChatKitServer[RequestContext]):
                     raise Refused("not_configured", "The agent has no handle_sync_action for this action.")
                 thread = await self.store.load_thread(params.thread_id, context)
                 sender = await self._load_sender(params, context)
-                _require_active(thread)
-                return encode(await self.sync_action(thread, params.action, sender, context))
+                try:
+                    _require_active(thread)
+                    return encode(await self.sync_action(thread, params.action, sender, context))
+                except CustomStreamError as error:  # its author's words, and no stream to say them in
+                    raise Refused("conflict", error.message) from error
             case AttachmentsCreateReq(params=params):  # ChatKit 1.6.5 would store the link that the answer carries
                 return encode(await self._attachments.create_attachment(params, context))
             case AttachmentsDeleteReq(params=params):

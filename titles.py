@@ -8,7 +8,9 @@ from typing import Any
 from agents import Agent, RunConfig, Runner
 from chatkit.types import UserMessageItem
 
+from conversations import Usage
 from failures import log_failure
+from provider import estimated_usage, model_name, usage_of
 
 log = logging.getLogger("service.titles")
 
@@ -22,19 +24,26 @@ INSTRUCTIONS = (
 )
 
 
-async def title_by_model(message: UserMessageItem, model: Any, run_config: RunConfig) -> str:
-    """Return the model's title; the message's first words when it fails, takes too long or answers nonsense."""
-    text = text_of(message)
+async def title_by_model(
+    message: UserMessageItem, agent: Agent[Any], run_config: RunConfig
+) -> tuple[str, Usage | None]:
+    """Return the title by the agent's model, and what it used.
+
+    It is the message's first words when the model fails, takes too long or answers nonsense.
+    """
+    text, title, used = text_of(message)[:MAX_READ_LENGTH], "", None
     if text:
+        model = model_name(agent, run_config)
+        used = estimated_usage(model, len(text), 0)
         try:
             async with asyncio.timeout(TITLE_SECONDS):
-                namer = Agent(name="Title", instructions=INSTRUCTIONS, model=model)
-                run = await Runner.run(namer, text[:MAX_READ_LENGTH], run_config=run_config, max_turns=1)
-            if title := tidy(str(run.final_output)):
-                return title
+                namer = Agent(name="Title", instructions=INSTRUCTIONS, model=agent.model)
+                run = await Runner.run(namer, text, run_config=run_config, max_turns=1)
+            answer = str(run.final_output)
+            title, used = tidy(answer), usage_of(run, model, len(answer))
         except Exception as error:
             log_failure(log, "no title from the model", error)
-    return title_by_words(message)
+    return title or title_by_words(message), used
 
 
 def title_by_words(message: UserMessageItem) -> str:

@@ -99,7 +99,7 @@ class _SharedServer:
     def _set_connected(self, connected: bool) -> None:
         if connected:
             self._broke.clear()
-            self.server.invalidate_tools_cache()  # type: ignore[no-untyped-call]
+            self.server.invalidate_tools_cache()  # type: ignore[no-untyped-call]  # the Agents SDK (0.24) gives it no types
         if connected != self.is_connected or not self._tried.is_set():
             log.log(
                 logging.INFO if connected else logging.WARNING,
@@ -140,9 +140,21 @@ class _Watched(MCPServerStreamableHttp):
         try:
             async with asyncio.timeout(seconds):
                 return await call
-        except Exception:
-            self._on_failure()
+        except Exception as error:
+            if isinstance(error, TimeoutError) or not await self._answers():
+                self._on_failure()
             raise
+
+    async def _answers(self) -> bool:
+        """Whether the session is alive: a call may fail on its own account, while others' calls run.
+
+        (A server of the newest protocol need not know `ping`.)
+        """
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                return self.session is not None and bool(await self.session.list_tools())
+        except Exception:  # the MCP library's own, whatever the server did
+            return False
 
 
 async def tool_names(url: str) -> list[str]:

@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import replace
+from copy import deepcopy
 from enum import Enum, auto
 from typing import Any, Self
 
 import anyio
+from chatkit.errors import CustomStreamError
 from chatkit.server import StreamingResult, agents_sdk_user_agent_override
 from chatkit.store import NotFoundError
 from chatkit.types import (
@@ -36,18 +36,19 @@ from conversations import (
     Quota,
     QuotaExceeded,
     StoreUnavailable,
-    ThreadBusy,
     aware,
     is_hidden,
     stopped_marker,
 )
 from failures import log_failure, words_for
+from leases import RETRY_SECONDS, Leases, patiently
 from openitems import OpenItems
+from outbox import Outbox
 from sdk import encode
+from telemetry import note
 
 log = logging.getLogger("service.turns")
 
-BUSY_WAIT_SECONDS = 5.0
 CHECKPOINT_SECONDS = 0.5
 """Text that a client saw a second ago has reached the disk: half of that is left for the write."""
 RENEWAL_SECONDS = 3.0
@@ -76,13 +77,23 @@ STOPPED_WORDS = {
 }
 """What the client is told, where it still listens."""
 
+STOPPED_OUTCOMES = {
+    Stopped.CLIENT_TOO_SLOW: "client_too_slow",
+    Stopped.LEASE_LOST: "lease_lost",
+    Stopped.TIMEOUT: "timeout",
+    Stopped.SHUTDOWN: "shutdown",
+}
+"""What the log and the figures say of such a turn, where it was not its own user who stopped it."""
+
 
 class Turn(StreamingResult):
     """One running turn, and the bytes that its client has not fetched yet.
 
     Its task is the only driver of the events' generator (a second one would break the SDKs' context variables). It
-    is never suspended by its client, and it is cancelled at most once, so that what it does about a cancellation is
-    not cancelled again: a cancelled response scope would do that at every await.
+    is never suspended by its client, and it is cancelled at most once and never while it ends, so that what it does
+    about a cancellation is not cancelled again: a cancelled response scope would do that at every await.
+
+    The stream is over when the client has been told all; the task lives on while the end is not stored.
     """
 
     def __init__(
@@ -99,30 +110,32 @@ class Turn(StreamingResult):
         self.open_items = OpenItems()
         self.stopped: Stopped | None = None
         self._store = store
-        self._present = present
         self._saved_thread = thread.model_copy(deep=True)
+        self._hidden: set[str] = set()
         self._answering = False
         self._listening = True
-        self._unread: list[bytes] = []
-        self._unread_bytes = 0
+        self._began = self._ending = False
+        self._over = asyncio.Event()
+        self._unread = Outbox(lambda event: encode(present(event, context)))
         self._news = asyncio.Event()
         self.task = asyncio.create_task(self._run(events), name=f"turn {thread.id}")
         deadline = asyncio.get_running_loop().call_later(timeout_seconds, self.stop, Stopped.TIMEOUT)
         self.task.add_done_callback(lambda _: deadline.cancel())
-        self.task.add_done_callback(lambda _: self._news.set())
+        self.task.add_done_callback(lambda _: self._close())
         super().__init__(self._chunks())
 
     # --- the outside ----------------------------------------------------------------------------------------------
 
     def stop(self, reason: Stopped) -> None:
-        """Cancel the turn; it stores what it has shown. Only the first call does anything."""
-        if self.stopped is None and not self.task.done():
+        """Cancel the turn; it stores what it has shown. Only the first call does anything, and none at its end."""
+        if self.stopped is None and not self._ending:
             self.stopped = reason
-            self.task.cancel()
+            if self._began:  # a task that is cancelled before its first step would not even end
+                self.task.cancel()
 
     def show_title(self, title: str) -> None:
         """Show the title that the thread was given meanwhile, unless its agent has given it another."""
-        if self.thread.title is None and not self.task.done():
+        if self.thread.title is None and not self._over.is_set():
             self.thread.title = self._saved_thread.title = title
             self.context.loaded_threads[self.thread.id].title = title  # and no more: the agent may have changed others
             self._send(ThreadUpdatedEvent(thread=thread_response(self.thread)))
@@ -133,21 +146,22 @@ class Turn(StreamingResult):
         self._unread.clear()
 
     async def settled(self) -> None:
-        """Wait for the turn's end, whatever happens to the waiting request."""
+        """Wait for the end of the stream, whatever happens to the waiting request.
+
+        The turn is stored then, unless the database does not answer.
+        """
         with anyio.CancelScope(shield=True):
-            await asyncio.wait({self.task})
+            await self._over.wait()
 
     async def read(self, timeout_seconds: float | None = None) -> bytes | None:
         """Return all that waits, joined; nothing after a silence of `timeout_seconds`; None at the end."""
-        if not self._unread and not self.task.done():
+        if not self._unread and not self._over.is_set():
             self._news.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_seconds):
                     await self._news.wait()
-        chunk = b"".join(self._unread)
-        self._unread.clear()
-        self._unread_bytes = 0
-        return chunk if chunk or not self.task.done() else None
+        chunk = self._unread.take()
+        return chunk if chunk or not self._over.is_set() else None
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         while (chunk := await self.read()) is not None:
@@ -156,6 +170,13 @@ class Turn(StreamingResult):
     # --- the task -------------------------------------------------------------------------------------------------
 
     async def _run(self, events: Events) -> None:
+        note(outcome="failed")  # unless it ends otherwise
+        self._began = self.stopped is None
+        if not self._began:
+            note(outcome="stopped")
+            await events.aclose()
+            await self._end([], self._words_for_stop())
+            return
         try:
             async with aclosing(events):
                 with agents_sdk_user_agent_override():
@@ -165,15 +186,19 @@ class Turn(StreamingResult):
                         await self._save_thread()
             await self._save_thread()
         except asyncio.CancelledError:
+            note(outcome=STOPPED_OUTCOMES.get(self.stopped or Stopped.CLIENT_GONE, "stopped"))
             await self._end([stopped_marker(self.thread.id)], self._words_for_stop())
         except (LeaseLost, NotFoundError) as error:  # another turn has the thread, or it is deleted: write no more
             log.warning("turn on thread %s ended: %s", self.thread.id, type(error).__name__)
+            note(outcome="lease_lost" if isinstance(error, LeaseLost) else "stopped")
             await self._end([], ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST]))
         except Exception as error:
             words = words_for(error)
-            log_failure(log, f"turn on thread {self.thread.id} failed", error)
+            if not isinstance(error, CustomStreamError):  # its author's own way to end a turn
+                log_failure(log, f"turn on thread {self.thread.id} failed", error)
             await self._end([], words.model_copy(update={"allow_retry": words.allow_retry and self._answering}))
         else:
+            note(outcome="completed")
             await self._end([], None)
 
     async def _record(self, event: ThreadStreamEvent) -> None:
@@ -189,14 +214,21 @@ class Turn(StreamingResult):
                 await self._store_item(item)
             case ThreadItemRemovedEvent(item_id=item_id):
                 with suppress(NotFoundError):  # ChatKit 1.6.5 removes what it never showed, after a guardrail
+                    if item_id not in self.open_items:
+                        self._note(await self._store.load_item(self.thread.id, item_id, self.context))
                     await self._store.delete_thread_item(self.thread.id, item_id, self.context)
                 self.open_items.discard(item_id)
             case StreamOptionsEvent():
                 self._answering = True
 
     def _put(self, item: ThreadItem) -> None:
+        self._note(item)
         item.created_at = aware(item.created_at)
         self.open_items.put(item)
+
+    def _note(self, item: ThreadItem) -> None:
+        if is_hidden(item):
+            self._hidden.add(item.id)
 
     async def _store_item(self, item: ThreadItem) -> None:
         if earlier := self.open_items.take_unplaced_before(item.id):
@@ -206,49 +238,88 @@ class Turn(StreamingResult):
         self.open_items.discard(item.id)
 
     async def _save_thread(self) -> None:
-        """Store and show what the agent changed on the thread object, as ChatKit promises its authors."""
+        """Store and show what the agent changed on the thread object, as ChatKit promises its authors.
+
+        What others changed meanwhile, a name that the user gave say, is put into the object and shown with it.
+        """
         if self.thread != self._saved_thread:
-            self._saved_thread = self.thread.model_copy(deep=True)
-            await self._store.save_thread(self.thread, self.context)
+            saved = self.thread.model_copy(deep=True)  # the agent may go on while this is written
+            await self._store.save_thread(saved, self.context)
+            self._saved_thread = await self._store.load_thread(self.thread.id, self.context)
+            for name in ThreadMetadata.model_fields:
+                ours, now = getattr(self.thread, name), getattr(self._saved_thread, name)
+                if ours == getattr(saved, name) and ours != now:  # no other: the agent may hold on to what it has
+                    setattr(self.thread, name, deepcopy(now))
             self._send(ThreadUpdatedEvent(thread=thread_response(self.thread)))
 
     async def _end(self, more: list[ThreadItem], error: ErrorEvent | None) -> None:
-        """Store what is still open, show it as finished, and give the thread back."""
-        items, empty = self.open_items.close()
+        """Store what is still open, show it as finished, and give the thread back.
+
+        Where the database does not answer the client is told so, and the turn, whose lease is renewed as long as it
+        lives, goes on trying.
+        """
+        self._ending = True
         try:
-            await self._store.end_turn(self.thread.id, [*items, *more], self.context)
+            shown, problem = await self._store_end(more)
+        except StoreUnavailable as unavailable:
+            note(outcome="failed")
+            log_failure(log, f"the end of a turn on thread {self.thread.id} could not be stored yet", unavailable)
+            self._close(error or words_for(unavailable))
+            await patiently(lambda: self._store_end(more))
+        else:
+            for event in shown:
+                self._send(event)
+            self._close(error or problem)
+
+    async def _store_end(self, more: list[ThreadItem]) -> tuple[list[ThreadStreamEvent], ErrorEvent | None]:
+        """Return what is to be shown of the end, and what to say of it."""
+        try:
+            items, empty = self.open_items.close()
+            await self._end_turn([*items, *more])
         except (LeaseLost, NotFoundError):  # what is open now is not this turn's to store any more
-            if self.stopped is not Stopped.THREAD_DELETED:
-                error = error or ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST])
-        except StoreUnavailable as unavailable:  # the lease will run out, and the checkpoints become items then
-            log_failure(log, f"the end of a turn on thread {self.thread.id} could not be stored", unavailable)
-            error = error or words_for(unavailable)
+            deleted = self.stopped is Stopped.THREAD_DELETED
+            return [], None if deleted else ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST])
+        except StoreUnavailable:
+            raise
         except Exception as unwritable:  # an open item that no database takes must not keep the thread for ever
             log_failure(log, f"what a turn on thread {self.thread.id} had open could not be stored", unwritable)
-            error = error or words_for(unwritable)
-            with suppress(LeaseLost, NotFoundError, StoreUnavailable):
-                await self._store.end_turn(self.thread.id, more, self.context)
-        else:
-            for item in items:
-                self._send(ThreadItemDoneEvent(item=item))
-            for item_id in empty:
-                self._send(ThreadItemRemovedEvent(item_id=item_id))
+            note(outcome="failed")
+            with suppress(LeaseLost, NotFoundError):
+                await self._end_turn(more)
+            return [], words_for(unwritable)
+        done = [ThreadItemDoneEvent(item=item) for item in items]
+        return [*done, *(ThreadItemRemovedEvent(item_id=item_id) for item_id in empty)], None
+
+    async def _end_turn(self, items: list[ThreadItem]) -> None:
+        await self._store.end_turn(self.thread.id, items, self.context, began=self._began)
+
+    def _close(self, error: ErrorEvent | None = None) -> None:
+        """End the stream, with this error where there is one."""
         if error is not None:
             self._send(error)
+        self._over.set()
+        self._news.set()
 
     def _words_for_stop(self) -> ErrorEvent | None:
         words = STOPPED_WORDS.get(self.stopped) if self.stopped else None
         return ErrorEvent(message=words, allow_retry=self._answering) if words else None
 
     def _send(self, event: ThreadStreamEvent) -> None:
-        if not self._listening or ((item := getattr(event, "item", None)) is not None and is_hidden(item)):
+        item_id = getattr(event, "item_id", None) or getattr(getattr(event, "item", None), "id", None)
+        if not self._listening or item_id in self._hidden:
             return
-        chunk = b"data: " + encode(self._present(event, self.context)) + b"\n\n"
-        self._unread.append(chunk)
-        self._unread_bytes += len(chunk)
+        self._unread.put(event)
         self._news.set()
-        if self._unread_bytes > MAX_UNREAD_BYTES:
-            self.stop(Stopped.CLIENT_TOO_SLOW)
+        if self._unread.size_bytes > MAX_UNREAD_BYTES:
+            # not at once: a task that cancels itself may be at its end by then
+            asyncio.get_running_loop().call_soon(self.stop, Stopped.CLIENT_TOO_SLOW)
+
+
+async def _quietly(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception as error:
+        log_failure(log, "what was done beside a turn failed", error)
 
 
 def thread_response(thread: ThreadMetadata) -> Thread:
@@ -262,11 +333,10 @@ class Turns:
     def __init__(self, store: ConversationStore, timeout_seconds: float, quota: Quota, max_turns: int):
         self._store = store
         self._timeout_seconds = timeout_seconds
-        self._quota = quota
+        self._leases = Leases(store, quota)
         self._max_turns = max_turns
         self._opening = 0
         self._beside: set[asyncio.Task[None]] = set()
-        self._holder = secrets.token_hex(8)
         self._live: dict[str, Turn] = {}
 
     @classmethod
@@ -297,30 +367,10 @@ class Turns:
             raise QuotaExceeded("max_turns", retry_after_seconds=5)
         self._opening += 1
         try:
-            context = await self._lease(thread_id, context, new_thread)
-            try:
-                yield context
-            except BaseException:
-                with suppress(LeaseLost, NotFoundError, StoreUnavailable), anyio.CancelScope(shield=True):
-                    await self._store.end_turn(thread_id, [], context)
-                raise
+            async with self._leases.taken(thread_id, context, new_thread) as leased:
+                yield leased
         finally:
             self._opening -= 1
-
-    async def _lease(
-        self, thread_id: str, context: RequestContext, new_thread: ThreadMetadata | None
-    ) -> RequestContext:
-        deadline = asyncio.get_running_loop().time() + BUSY_WAIT_SECONDS
-        while True:
-            try:
-                lease = await self._store.acquire_lease(
-                    thread_id, self._holder, context, quota=self._quota, new_thread=new_thread
-                )
-                return replace(context, lease=lease)
-            except ThreadBusy:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(0.1)
 
     def start(self, thread: ThreadMetadata, context: RequestContext, events: Events, present: Present) -> Turn:
         """Run the events of a thread whose lease the context has."""
@@ -330,8 +380,8 @@ class Turns:
         return turn
 
     def beside(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something that no turn waits for, and that may outlive the turn; it must not raise."""
-        task = asyncio.create_task(work, name="beside a turn")
+        """Do something that no turn waits for, and that may outlive the turn; where it fails it is logged."""
+        task = asyncio.create_task(_quietly(work), name="beside a turn")
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
@@ -347,16 +397,19 @@ class Turns:
 
     async def drain(self, timeout_seconds: float = 5.0) -> None:
         """Stop all turns and wait until they are stored. To be called before the store closes."""
-        live = list(self._live.values())
-        for turn in live:
+        for turn in self._live.values():
             turn.stop(Stopped.SHUTDOWN)
-        with anyio.CancelScope(shield=True), anyio.move_on_after(timeout_seconds):
-            for turn in live:
-                await turn.settled()
-            for task in self._beside:
+        for task in self._beside:
+            task.cancel()
+        ends = {turn.task for turn in self._live.values()} | self._leases.giving_back | self._beside
+        if not ends:
+            return
+        with anyio.CancelScope(shield=True):
+            _, late = await asyncio.wait(ends, timeout=timeout_seconds)
+            for task in late:  # the database did not answer, and soon nobody can ask it any more
                 task.cancel()
-            while self._beside:
-                await asyncio.wait(self._beside)
+            if late:
+                await asyncio.wait(late, timeout=RETRY_SECONDS)
 
     def _forget(self, turn: Turn) -> None:
         if self._live.get(turn.thread.id) is turn:
@@ -367,29 +420,31 @@ class Turns:
         renewed_at = clock()
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            try:
-                await asyncio.gather(*[self._checkpoint(turn) for turn in self._live.values()])
-                if self._live and clock() - renewed_at >= RENEWAL_SECONDS:
-                    renewed_at = clock()
-                    await self._renew()
-            except StoreUnavailable as error:
+            work = [self._checkpoint(turn) for turn in self._live.values()]
+            if renewing := bool(self._live) and clock() - renewed_at >= RENEWAL_SECONDS:
+                work.append(self._renew())
+            outcomes = await asyncio.gather(*work, return_exceptions=True)
+            if renewing and outcomes[-1] is None:
+                renewed_at = clock()
+            if error := next((outcome for outcome in outcomes if outcome is not None), None):
                 log_failure(log, "leases and checkpoints could not be written", error)
 
     async def _checkpoint(self, turn: Turn) -> None:
-        if items := turn.open_items.take_unsaved():
-            try:
+        items: list[ThreadItem] = []
+        try:
+            if items := turn.open_items.take_unsaved():
                 await self._store.save_checkpoints(turn.thread.id, items, turn.context)
-            except (LeaseLost, NotFoundError):
-                pass  # its next write, or the next renewal, ends the turn
-            except StoreUnavailable:
-                turn.open_items.give_back(items)
-                raise
-            except Exception as error:  # what one turn shows must not end the keeping of all
-                log_failure(log, f"what is open on thread {turn.thread.id} could not be kept", error)
+        except (LeaseLost, NotFoundError):
+            pass  # its next write, or the next renewal, ends the turn
+        except StoreUnavailable:
+            turn.open_items.give_back(items)
+            raise
+        except Exception as error:  # what one turn shows must not end the keeping of all
+            log_failure(log, f"what is open on thread {turn.thread.id} could not be kept", error)
 
     async def _renew(self) -> None:
         live = list(self._live.values())
-        held = await self._store.renew_leases(self._holder)
+        held = await self._store.renew_leases([turn.context.lease for turn in live if turn.context.lease])
         for turn in live:
             if turn.context.lease not in held:
                 turn.stop(Stopped.LEASE_LOST)

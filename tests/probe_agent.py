@@ -7,6 +7,7 @@ from typing import Any
 
 from agents import Agent, GuardrailFunctionOutput, RunContextWrapper, StopAtTools, function_tool, input_guardrail
 from chatkit.agents import AgentContext, ClientToolCall
+from chatkit.errors import CustomStreamError
 from chatkit.types import (
     ClosedStatus,
     CustomTask,
@@ -38,6 +39,12 @@ async def look_up(wrapper: Context, word: str) -> str:
     await wrapper.context.stream(ProgressUpdateEvent(text="Looking it up"))
     await wrapper.context.stream(NoticeEvent(level="info", message="Looked up"))
     return f"{word} means something"
+
+
+@function_tool
+async def say_half_a_letter() -> str:
+    """Return what JSON can carry and UTF-8 cannot."""
+    return "half \ud83d and two halves \ud83d\ude00"
 
 
 @function_tool
@@ -184,6 +191,7 @@ async def who_am_i(wrapper: Context) -> str:
 TOOLS = [
     who_am_i,
     look_up,
+    say_half_a_letter,
     show_widget,
     show_slow_widget,
     show_half_a_widget,
@@ -199,7 +207,11 @@ TOOLS = [
 ]
 
 
-def create_agent(context: RequestContext) -> Agent[AgentContext[RequestContext]]:
+def create_agent(context: RequestContext) -> Agent[AgentContext[RequestContext]] | None:
+    if context.locale == "x-none":
+        return None
+    if context.locale == "x-broken":
+        raise RuntimeError("SENTINEL")
     return Agent(
         name="Probe",
         instructions="Test.",
@@ -221,11 +233,17 @@ async def handle_action(
 
 async def handle_sync_action(
     thread: Any, action: Any, sender: WidgetItem | None, agent_context: AgentContext[RequestContext]
-) -> SyncCustomActionResponse:
+) -> SyncCustomActionResponse | None:
+    if action.type == "nothing":
+        return None
+    if action.type == "refuse":
+        raise CustomStreamError("It is sold out.")
     if action.type == "hide":
         hidden = HiddenContextItem(
             id="hidden", thread_id=thread.id, created_at=datetime.now(UTC), content="hidden words"
         )
         return SyncCustomActionResponse(updated_item=hidden)
     assert sender is not None
-    return SyncCustomActionResponse(updated_item=sender.model_copy(update={"copy_text": action.type}))
+    now = datetime.now()  # as an author may write it
+    changed = sender.model_copy(update={"copy_text": action.type, "created_at": now})
+    return SyncCustomActionResponse(updated_item=changed)

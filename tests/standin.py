@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
@@ -118,6 +119,8 @@ class Asked:
     headers: dict[str, str]
     steps: list[Step] = field(default_factory=list)
     ended: str = "open"
+    said_at: list[float] = field(default_factory=list)
+    """When each word of a `Say` with a gap was sent, in `time.monotonic()`."""
 
 
 class StandIn:
@@ -156,6 +159,8 @@ class StandIn:
                 Route("/v1/responses", self._answer, methods=["POST"]),
                 Route("/v1/chat/completions", self._answer, methods=["POST"]),
                 Route("/v1/audio/transcriptions", self._transcribe, methods=["POST"]),
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name}", self._model),
             ]
         )
 
@@ -176,6 +181,14 @@ class StandIn:
             asked.ended = "answered"
             return JSONResponse(wire.whole(steps))
         return _Answer(asked, self._stream(asked, wire, steps))
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": "stand-in"}, {"id": "other"}]})
+
+    async def _model(self, request: Request) -> Response:
+        """An alias is a model that no list has, as Ollama's `qwen3` for `qwen3:latest`."""
+        name = request.path_params["name"]
+        return JSONResponse({"id": name}) if name == "alias" else _failure(Fail(404, "model_not_found", "none"))
 
     async def _transcribe(self, request: Request) -> Response:
         async with request.form() as form:
@@ -217,6 +230,7 @@ class StandIn:
                             raise ConnectionResetError
                         yield chunk
                         if step.gap:
+                            asked.said_at.append(time.monotonic())
                             await asyncio.sleep(step.gap)
                 case _:
                     for chunk in wire.step(step):

@@ -3,6 +3,7 @@
 `UPDATE_GOLDEN=1` writes them anew, to be read before they are committed.
 """
 
+import gc
 import json
 import os
 import re
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chatkit.types import UserMessageTagContent
 
 from conftest import probing
+from context import RequestContext
+from history import HistoryConverter
 from service import Client, errors_of, eventually, fold, message, service, text_of, thread_of
 from standin import Call, Fail, Hang, Reason, Refuse, Say, StandIn
 
@@ -152,6 +156,56 @@ def test_a_tools_result_is_forgotten_with_the_turn_that_is_retried(client: Clien
     assert "secret" not in json.dumps(model.asked[-1].body["input"])
 
 
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("first", ["pick_file", "look_up"])
+def test_of_calls_at_once_the_clients_and_the_servers_both_keep_their_outputs(
+    tmp_path: Path, model: StandIn, api: str, first: str
+) -> None:
+    calls = [Call("pick_file", call_id="call_1"), Call("look_up", {"word": "chance"}, call_id="call_2")]
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
+        model.will(*(calls if first == "pick_file" else calls[::-1]))
+        thread = thread_of(client.create("Pick one and look it up"))
+        picked = {"thread_id": thread, "result": "the file that was picked"}
+        assert not errors_of(client.stream("threads.add_client_tool_output", picked))
+        assert not errors_of(client.say(thread, "And now?"))
+    for asked in model.asked[1:]:
+        sent = json.dumps(asked.body)
+        assert sent.count("chance means something") == 1
+        assert sent.count("the file that was picked") == 1
+        assert "asked" not in sent  # what the tool said before the client answered
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_half_a_letter_in_a_tools_output_breaks_nothing(tmp_path: Path, model: StandIn, api: str) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
+        model.will(Call("say_half_a_letter"))
+        events = client.create("Say it")
+        assert not errors_of(events)
+        assert not errors_of(client.say(thread_of(events), "And again"))
+    for asked in model.asked[1:]:
+        assert "half \ufffd and two halves \U0001f600" in json.dumps(asked.body, ensure_ascii=False)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_tag_that_its_author_cannot_describe_is_described_as_usual(
+    asynchronous: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(tag: Any, context: Any) -> str:
+        raise KeyError(tag.text)
+
+    async def fail_later(tag: Any, context: Any) -> str:
+        raise KeyError(tag.text)
+
+    tag = UserMessageTagContent(id="doc_1", text="SENTINEL", data={"pages": 7})
+    attachments: Any = None  # is not asked
+    usual = HistoryConverter(attachments, RequestContext("alice"))
+    failing = HistoryConverter(attachments, RequestContext("alice"), fail_later if asynchronous else fail)
+    assert await failing.tag_to_message_content(tag) == await usual.tag_to_message_content(tag)
+    assert "describe_tag" in caplog.text
+    assert "SENTINEL" not in caplog.text
+
+
 def test_reasoning_that_nobody_keeps_is_not_sent_back(client: Client, model: StandIn) -> None:
     model.will(Reason("I think."), Call("look_up", {"word": "x"}))
     assert not errors_of(client.create("Think, then look it up"))
@@ -168,6 +222,15 @@ def test_the_chosen_model_answers_the_whole_turn(tmp_path: Path, model: StandIn)
         client.stream("threads.add_client_tool_output", {"thread_id": thread, "result": 1})
         client.say(thread, "And now as usual")
     assert [asked.body["model"] for asked in model.asked] == ["large", "large", "stand-in"]
+
+
+def test_the_default_model_is_asked_for_by_its_name_to_the_letter(tmp_path: Path, model: StandIn) -> None:
+    with service(
+        **probing(model, tmp_path / "chatkit.db", AGENT="agent", OPENAI_DEFAULT_MODEL="Qwen/Qwen3-8B")
+    ) as client:
+        client.create("Hello")
+        eventually(lambda: model.asked_for_titles)
+    assert {asked.body["model"] for asked in (*model.asked, *model.asked_for_titles)} == {"Qwen/Qwen3-8B"}
 
 
 def test_a_choice_of_model_is_ignored_where_none_is_offered(client: Client, model: StandIn) -> None:
@@ -215,6 +278,19 @@ def test_a_title_call_that_fails_or_answers_nonsense_leaves_the_messages_words(
     assert not errors_of(events)
     named = eventually(lambda: title(client, thread_of(events)))
     assert named == "Tell me about the history of the city of Rome, from its…"
+
+
+@pytest.mark.parametrize("locale", ["x-none", "x-broken"])
+def test_an_agent_that_cannot_be_made_leaves_the_messages_words(
+    client: Client, locale: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = Client(client.url, {"accept-language": locale})
+    events = broken.create("Hello there")
+    assert len(errors_of(events)) == 1
+    assert eventually(lambda: title(client, thread_of(events))) == "Hello there"
+    gc.collect()
+    assert "SENTINEL" not in caplog.text
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_title_call_that_hangs_delays_nothing_and_leaves_the_words_in_the_end(tmp_path: Path, model: StandIn) -> None:

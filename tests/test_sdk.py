@@ -1,14 +1,21 @@
 """Each gap of the SDKs that this service closes: undo the closing, and its test here fails."""
 
 import asyncio
+import gc
+import re
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import chatkit.agents
 import chatkit.server
+import httpx2
 import pytest
 from agents import set_trace_processors
 from chatkit.types import ChatKitReq
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionChunk
+from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 import sdk
@@ -64,6 +71,25 @@ async def test_a_merge_keeps_the_order_and_raises_what_a_source_raises() -> None
     assert seen == [1, "streamed by a tool", 2]
 
 
+@pytest.mark.anyio
+async def test_what_a_source_raises_while_a_merge_is_closed_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def run():
+        try:
+            yield "first"
+            await asyncio.sleep(3600)
+        finally:
+            raise RuntimeError("SENTINEL")
+
+    merged = chatkit.agents._merge_generators(run(), chatkit.agents._AsyncQueueIterator(asyncio.Queue()))
+    await anext(merged)
+    await merged.aclose()
+    del merged
+    gc.collect()
+    await asyncio.sleep(0)
+    assert "SENTINEL" not in caplog.text
+    assert "never retrieved" not in caplog.text
+
+
 def test_the_sdks_own_stamps_are_aware() -> None:
     for module in (chatkit.server, chatkit.agents):
         assert module.datetime.now().utcoffset() == timedelta(0)
@@ -108,6 +134,92 @@ def test_client_tool_calls_keep_their_own_ids_too(tmp_path, model: StandIn, api:
             "completed",
             "completed",
         ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("api", ["responses", "chat_completions"])
+async def test_streamed_events_are_read_as_openai_reads_them(model: StandIn, api: str) -> None:
+    async def events(kind: type[AsyncOpenAI]) -> list[str]:
+        model.will(Reason("A thought."), Say("An answer, cited.", source="https://example.com"), Call("tool", {"a": 1}))
+        async with kind(api_key="none", base_url=model.url) as client:
+            if api == "responses":
+                stream: Any = await client.responses.create(model="m", input="Hello", stream=True)
+            else:
+                messages: Any = [{"role": "user", "content": "Hello"}]
+                stream = await client.chat.completions.create(model="m", messages=messages, stream=True)
+            return [re.sub(r"resp_\d+", "resp", repr(event)) async for event in stream]
+
+    sdks_own = await events(AsyncOpenAI)
+    assert len(sdks_own) >= 8
+    assert await events(sdk.OpenAIClient) == sdks_own
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("api", ["responses", "chat_completions"])
+async def test_a_conversation_is_sent_as_openai_sends_it(model: StandIn, api: str) -> None:
+    items: Any = [
+        {"role": "user", "content": "Hello ü"},
+        {"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,AA=="}]},
+        {"role": "assistant", "content": "Good morning."},
+    ]
+    for kind in (AsyncOpenAI, sdk.OpenAIClient):
+        async with kind(api_key="none", base_url=model.url) as client:
+            more: Any = {"model": "m", "temperature": 0.5, "extra_body": {"top_k": 3}}
+            if api == "responses":
+                await client.responses.create(input=items, instructions="Be brief.", **more)
+            else:
+                await client.chat.completions.create(messages=items, **more)
+    sdks_own, ours = model.asked
+    assert ours.body == sdks_own.body
+    assert ours.body["input" if api == "responses" else "messages"] == items
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("api", ["responses", "chat_completions"])
+async def test_a_long_conversation_is_not_examined_item_by_item(model: StandIn, api: str) -> None:
+    items: Any = [{"role": "user", "content": "Hello"}] * 300
+
+    async def seconds(kind: type[AsyncOpenAI]) -> float:
+        async with kind(api_key="none", base_url=model.url) as client:
+            began = time.thread_time()
+            for _ in range(3):
+                if api == "responses":
+                    await client.responses.create(model="m", input=items)
+                else:
+                    await client.chat.completions.create(model="m", messages=items)
+            return time.thread_time() - began
+
+    assert await seconds(sdk.OpenAIClient) < await seconds(AsyncOpenAI) / 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "event"),
+    [
+        (ResponseStreamEvent, {"type": "response.output_text.delta", "delta": None}),
+        (ResponseStreamEvent, {"type": "response.of_tomorrow", "field": 1}),
+        (ChatCompletionChunk, {"id": 5, "choices": [{"delta": {"content": "word"}, "finish_reason": "tired"}]}),
+    ],
+)
+def test_an_event_that_does_not_validate_is_read_as_openai_reads_it(kind: Any, event: dict[str, Any]) -> None:
+    def read(client: AsyncOpenAI) -> str:
+        return repr(client._process_response_data(data=event, cast_to=kind, response=httpx2.Response(200)))
+
+    assert read(sdk.OpenAIClient(api_key="none")) == read(AsyncOpenAI(api_key="none"))
+
+
+def test_an_events_kind_is_not_searched_for() -> None:
+    event = {"type": "response.output_text.done", "content_index": 0, "item_id": "msg", "logprobs": [], "text": "word"}
+    event |= {"output_index": 0, "sequence_number": 1}
+    kind: Any = ResponseStreamEvent
+
+    def seconds(client: AsyncOpenAI) -> float:
+        client._process_response_data(data=event, cast_to=kind, response=httpx2.Response(200))
+        began = time.process_time()
+        for _ in range(300):
+            client._process_response_data(data=event, cast_to=kind, response=httpx2.Response(200))
+        return time.process_time() - began
+
+    assert seconds(sdk.OpenAIClient(api_key="none")) < seconds(AsyncOpenAI(api_key="none")) / 4
 
 
 def test_openai_keeps_no_answers_and_gets_no_traces_unless_asked(client: Client, model: StandIn) -> None:

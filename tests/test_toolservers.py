@@ -179,6 +179,25 @@ def test_a_server_that_dies_in_a_call_ends_the_turn_with_words_and_is_used_again
         tools.kill()
 
 
+@pytest.mark.parametrize("call", [Call("refuse"), Call("add", {"a": 1})], ids=str)
+def test_a_call_that_fails_on_its_own_account_disturbs_nobody_elses(
+    tools: ToolServerProcess, client: Client, model: StandIn, call: Call
+) -> None:
+    eventually(lambda: not is_degraded(client), 30)
+    model.will(Call("nap"))
+    with client.streaming("threads.create", {"input": message("Take a nap")}) as events:
+        seen = []
+        for event in events:
+            seen.append(event)
+            if "workflow" in str(event):
+                break
+        model.will(call)
+        client.create("Fail")
+        seen += list(events)
+    assert not errors_of(seen)
+    assert any("rested" in str(asked.body["input"]) for asked in model.asked)
+
+
 def test_check_lists_the_tools_or_says_that_the_server_does_not_answer(tmp_path: Path, port: int) -> None:
     def check() -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "app.py"), "check"]
@@ -192,7 +211,7 @@ def test_check_lists_the_tools_or_says_that_the_server_does_not_answer(tmp_path:
     with ToolServerProcess(port):
         found = check()
     assert found.returncode == 0, found.stdout
-    assert "add, who_asks, sleep" in found.stdout
+    assert "add, who_asks, sleep, nap" in found.stdout
 
 
 def test_500_turns_leave_no_connection_behind(tools: ToolServerProcess, client: Client, model: StandIn) -> None:

@@ -29,6 +29,20 @@ def test_the_first_words_say_that_no_model_is_configured_and_how_to_configure_on
     assert "OPENAI_BASE_URL" in answer
 
 
+@pytest.mark.parametrize(
+    "words", ["Some information on your network", "It belongs here", "A homepage sometimes", "What about discards?"]
+)
+def test_a_word_that_only_holds_a_topic_is_no_wish_for_it(offline: Client, words: str) -> None:
+    assert text_of(fold(ask(offline, words))[-1]).startswith("**No model is configured**")
+
+
+@pytest.mark.parametrize("words", ["Working?", "two forms", "Show me buttons!", "Draw pictures"])
+def test_a_topic_may_be_asked_for_in_any_form_of_its_word(offline: Client, words: str) -> None:
+    events = offline.create(words)
+    assert not errors_of(events)
+    assert "No model is configured" not in str(events)
+
+
 def test_reasoning_is_shown(offline: Client) -> None:
     _, workflow, _ = fold(ask(offline, "Can you think about it?"))
     assert workflow["workflow"]["type"] == "reasoning"

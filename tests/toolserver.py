@@ -5,8 +5,10 @@ import sys
 from typing import Any
 
 import uvicorn
+from mcp import MCPError
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
+from mcp.types import INVALID_PARAMS
 
 server = MCPServer("tests")
 
@@ -30,6 +32,19 @@ async def sleep() -> str:
     """Take for ever."""
     await asyncio.sleep(3600)
     return "never"
+
+
+@server.tool()
+async def nap() -> str:
+    """Take a little while."""
+    await asyncio.sleep(2)
+    return "rested"
+
+
+@server.tool()
+async def refuse() -> str:
+    """Answer with an error of the protocol, as for a tool that is not there."""
+    raise MCPError(INVALID_PARAMS, "not today")
 
 
 if __name__ == "__main__":

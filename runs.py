@@ -1,0 +1,154 @@
+"""Runs of the agent: from a conversation to the events that go on with it, and to its title."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from datetime import UTC, datetime
+from inspect import isawaitable
+from typing import Any
+
+from agents import Agent, ModelSettings, RunConfig, RunContextWrapper, Runner
+from agents.exceptions import ModelRefusalError
+from chatkit.agents import AgentContext, stream_agent_response
+from chatkit.errors import CustomStreamError
+from chatkit.types import (
+    AssistantMessageContent,
+    AssistantMessageItem,
+    ThreadItem,
+    ThreadItemDoneEvent,
+    ThreadMetadata,
+    UserMessageItem,
+)
+
+import metrics
+from agentmodule import AgentModule
+from attachments import Attachments, KeptImages
+from context import RequestContext
+from conversations import ConversationStore, StoreUnavailable, Usage
+from failures import log_failure
+from history import HistoryConverter, ToolResults, load_history
+from provider import letters_in, model_name, usage_of, with_reasoning_kept
+from sdk import OwnIds, StreamedContext
+from telemetry import note_first_token
+from titles import title_by_model
+from toolservers import ToolServers
+from turns import Events
+
+log = logging.getLogger("service.runs")
+
+
+class AgentRuns:
+    """Makes the author's agent for each run, with the model and the tools of that run, and counts what it used."""
+
+    def __init__(
+        self,
+        store: ConversationStore,
+        attachments: Attachments,
+        agent: AgentModule,
+        tool_servers: ToolServers | None,
+        run_config: RunConfig,
+        *,
+        models: tuple[str, ...],
+        history_items: int,
+    ):
+        self._store = store
+        self._attachments = attachments
+        self._agent = agent
+        self._tool_servers = tool_servers or ToolServers((), forward_auth=False)
+        self._run_config = run_config
+        self._models = models
+        self._history_items = history_items
+
+    async def answer(self, thread: ThreadMetadata, message: UserMessageItem | None, context: RequestContext) -> Events:
+        """Yield the agent's answer to the thread as it is stored, with the message that may just have been added."""
+        async with self._tool_servers.for_turn(context) as servers:
+            agent = await self._make_agent(context)
+            if servers:
+                agent = agent.clone(mcp_servers=[*agent.mcp_servers, *servers])
+            async with aclosing(self._run(agent, thread, message, context)) as events:
+                async for event in events:
+                    yield event
+
+    async def title(self, message: UserMessageItem, context: RequestContext) -> str:
+        """Return the title that the agent's model gives to a conversation that begins with the message."""
+        title, used = await title_by_model(message, await self._make_agent(context), self._run_config)
+        if used is not None:
+            await self._add_usage(used, context)
+        return title
+
+    def agent_context(self, thread: ThreadMetadata, context: RequestContext) -> StreamedContext:
+        """Return what the agent's tools and handlers get."""
+        return StreamedContext(thread=thread, store=self._store, request_context=context)
+
+    async def _run(
+        self, agent: Agent[Any], thread: ThreadMetadata, message: UserMessageItem | None, context: RequestContext
+    ) -> Events:
+        agent_context = self.agent_context(thread, context)
+        items = await load_history(self._store, thread.id, self._history_items, context)
+        config = await self._config_for(agent, agent_context, items, message)
+        converter = HistoryConverter(self._attachments, context, self._agent.describe_tag)
+        model_input = await converter.to_agent_input(items)
+        run = Runner.run_streamed(agent, model_input, context=agent_context, run_config=config)
+        letters = 0
+        try:
+            results: Any = ToolResults(OwnIds(run), agent_context)
+            images = KeptImages(self._attachments, self._store, thread.id, context)
+            async for event in stream_agent_response(agent_context, results, converter=images):
+                yield agent_context.as_streamed(event)
+                said = letters_in(event)
+                if said and not letters:
+                    note_first_token()
+                letters += said
+        except ModelRefusalError as refusal:
+            if not letters:  # the Agents SDK (0.24) may drop the message that it raises this for
+                yield ThreadItemDoneEvent(item=self._assistant_message(thread, refusal.refusal, context))
+        finally:
+            run.cancel()  # without it the model would run to its end after a Stop
+            if run.run_loop_task is not None:
+                await asyncio.wait({run.run_loop_task})
+                _ = run.run_loop_exception  # asked for, or asyncio would log it with a traceback and users' words
+            await self._add_usage(usage_of(run, model_name(agent, config), letters), context)
+
+    def _assistant_message(self, thread: ThreadMetadata, text: str, context: RequestContext) -> AssistantMessageItem:
+        return AssistantMessageItem(
+            id=self._store.generate_item_id("message", thread, context),
+            thread_id=thread.id,
+            created_at=datetime.now(UTC),
+            content=[AssistantMessageContent(text=text)],
+        )
+
+    async def _add_usage(self, usage: Usage, context: RequestContext) -> None:
+        metrics.count_tokens(usage.model, usage.input_tokens, usage.output_tokens)
+        try:
+            await self._store.add_usage(usage, context)
+        except StoreUnavailable as error:
+            log_failure(log, "a turn's usage could not be stored", error)
+
+    async def _make_agent(self, context: RequestContext) -> Agent[Any]:
+        agent = self._agent.create_agent(context)
+        return await agent if isawaitable(agent) else agent
+
+    async def _config_for(
+        self,
+        agent: Agent[Any],
+        agent_context: AgentContext[RequestContext],
+        items: Sequence[ThreadItem],
+        message: UserMessageItem | None,
+    ) -> RunConfig:
+        """Return the run's config with what the user chose: the model for the whole turn, the tool for its beginning.
+
+        A turn that goes on after a tool's output or an answered form has the choices of the message that began it.
+        """
+        config = self._run_config
+        asked = message or next((item for item in reversed(items) if isinstance(item, UserMessageItem)), None)
+        if asked and asked.inference_options.model in self._models:
+            config = replace(config, model=asked.inference_options.model)
+        if message and (choice := message.inference_options.tool_choice):
+            tools = await agent.get_all_tools(RunContextWrapper(agent_context))
+            if choice.id not in {tool.name for tool in tools}:
+                raise CustomStreamError(f"The agent has no tool “{choice.id[:100]}”. Choose another, or none.")
+            chosen = ModelSettings(tool_choice=choice.id)
+            config = replace(config, model_settings=(config.model_settings or ModelSettings()).resolve(chosen))
+        return with_reasoning_kept(config, model_name(agent, config))
