@@ -17,6 +17,8 @@ from jose import jwk as jose_jwk
 from jose.backends.base import Key
 from jose.utils import base64url_decode
 
+import metrics
+
 log = logging.getLogger("service.auth")
 
 REFRESH_SECONDS = 600.0
@@ -187,6 +189,7 @@ class KeySet:
             log.info("the issuer's keys: %.2000s", "; ".join(self.summaries) or "none")
 
     def _note(self, problem: str | None) -> None:
+        metrics.count_jwks_fetch(failed=problem is not None)
         if problem and not self._failures:
             log.warning("the issuer's keys cannot be fetched: %s", problem)
         if self._failures and not problem:

@@ -1,31 +1,43 @@
 """One SQLite file: a connection that writes, a connection that reads, and its schema's version."""
 
 import asyncio
+import logging
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import aiosqlite
 
 from conversations import IncompatibleDatabase, StoreUnavailable
+from metrics import store_latency
+
+log = logging.getLogger("service.store")
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 BUSY_SECONDS = 10.0
 """How long a statement waits for another process's transaction."""
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class SQLiteFile:
     """A database in WAL mode that any number of processes on one machine may share.
 
     Its readers do not wait for its writer. `read` and `write` run a function on the connection's own thread, once
-    through aiosqlite's queue, and raise what it raises; `StoreUnavailable` where SQLite itself fails.
+    through aiosqlite's queue and in the caller's context, which has the request that log lines are about. They raise
+    what it raises; `StoreUnavailable` where SQLite itself fails.
     """
 
-    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection):
+    def __init__(self, path: str, writer: aiosqlite.Connection, reader: aiosqlite.Connection):
+        self._path = os.path.abspath(path)
+        self._identity = _identity(self._path)
+        self._damage = ""
         self._writer = writer
         self._reader = reader
         self._waiting: list[tuple[Work[Any], asyncio.Future[Any]]] = []
@@ -40,7 +52,7 @@ class SQLiteFile:
         async with _connection(path) as writer, _connection(path) as reader:
             await _on_thread(writer, lambda db: _prepare(db, migrations))
             await _on_thread(reader, lambda db: db.execute("PRAGMA query_only = ON"))
-            file = cls(writer, reader)
+            file = cls(path, writer, reader)
             try:
                 yield file
             finally:
@@ -52,7 +64,13 @@ class SQLiteFile:
         It fetches all rows before it looks at them: where it raised between two, the traceback would keep the cursor,
         and with it this connection's view of the file, from moving on.
         """
-        return await _on_thread(self._reader, read)
+        with store_latency("read"):
+            return await self._noting_damage(self._reader, _in_this_context(read))
+
+    def require_whole(self) -> None:
+        """Raise `StoreUnavailable` once SQLite has found a part of the file damaged, whatever other parts still do."""
+        if self._damage:
+            raise StoreUnavailable(self._damage)
 
     async def write(self, write: Work[T]) -> T:
         """Run the function in a transaction and return its result once that is on the disk.
@@ -61,17 +79,25 @@ class SQLiteFile:
         on. A write that has been queued ends even when its caller is cancelled; one that raises undoes itself alone.
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((write, done))
+        self._waiting.append((_in_this_context(write), done))
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._commit_waiting(), name="commit")
-        return await asyncio.shield(done)
+        with store_latency("write"):
+            return await asyncio.shield(done)
+
+    async def rewrite(self) -> None:
+        """Write the whole file anew, so that it holds what is stored and no bytes of what was deleted.
+
+        Other processes' writes wait for it, `BUSY_SECONDS` at most.
+        """
+        await _on_thread(self._writer, _rewrite)
 
     async def _commit_waiting(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             writes = [write for write, _ in batch]
             try:
-                outcomes = await _on_thread(self._writer, lambda db: _transaction(db, writes))  # noqa: B023 (awaited)
+                outcomes = await self._noting_damage(self._writer, partial(self._commit, writes))
             except Exception as error:
                 outcomes = [error] * len(batch)
             for (_, done), outcome in zip(batch, outcomes, strict=True):
@@ -81,9 +107,37 @@ class SQLiteFile:
                 else:
                     done.set_result(outcome)
 
+    def _commit(self, writes: Sequence[Work[Any]], db: sqlite3.Connection) -> list[Any]:
+        """Return the outcomes of the writes, unless the file that they would go to is not the one at its path.
+
+        SQLite goes on writing to a file that was deleted, or replaced by a backup: all of it would be lost.
+        """
+        if _identity(self._path) != self._identity:
+            raise StoreUnavailable(
+                "the file was moved, deleted or replaced; start the service again to use what is there"
+            )
+        return _transaction(db, writes)
+
+    async def _noting_damage(self, connection: aiosqlite.Connection, work: Work[T]) -> T:
+        try:
+            return await _on_thread(connection, work)
+        except StoreUnavailable as error:
+            if getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
+                self._damage = f"{error}; restore a backup, and start the service again"
+            raise
+
     async def _settle(self) -> None:
         if self._committing is not None:
             await asyncio.wait({self._committing})
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return what tells the file at this path from any other, or None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 @asynccontextmanager
@@ -109,6 +163,11 @@ async def _on_thread(connection: aiosqlite.Connection, work: Work[T]) -> T:
         raise StoreUnavailable(str(error)) from error
 
 
+def _in_this_context(work: Work[T]) -> Work[T]:
+    context = copy_context()
+    return lambda db: context.run(work, db)
+
+
 def _transaction(db: sqlite3.Connection, writes: Sequence[Work[Any]]) -> list[Any]:
     """Return the result of each write, or the exception that undid it alone."""
     db.execute("BEGIN IMMEDIATE")
@@ -126,9 +185,12 @@ def _savepoint(db: sqlite3.Connection, write: Work[Any]) -> Any:
     db.execute("SAVEPOINT one_write")
     try:
         outcome = write(db)
-    except sqlite3.OperationalError:  # the disk or the file, not this write alone
-        raise
     except Exception as error:
+        if type(error) in (
+            sqlite3.OperationalError,
+            sqlite3.DatabaseError,
+        ):  # the disk or the file, not this write alone
+            raise
         db.execute("ROLLBACK TO one_write")
         outcome = error
     db.execute("RELEASE one_write")
@@ -139,6 +201,11 @@ def _prepare(db: sqlite3.Connection, migrations: Sequence[str]) -> None:
     _use_wal(db)
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
+    migrate(db, migrations)
+
+
+def migrate(db: sqlite3.Connection, migrations: Sequence[str]) -> None:
+    """Bring the tables to the schema of these migrations; raise `IncompatibleDatabase` where they are beyond it."""
     db.execute("BEGIN IMMEDIATE")  # processes that start together take turns
     try:
         [version] = db.execute("PRAGMA user_version").fetchone()
@@ -152,10 +219,21 @@ def _prepare(db: sqlite3.Connection, migrations: Sequence[str]) -> None:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {number}")
         db.execute("COMMIT")
+        if version < len(migrations):
+            log.info("the database was brought from schema %d to %d", version, len(migrations))
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+
+
+def _rewrite(db: sqlite3.Connection) -> None:
+    db.execute("VACUUM")
+    deadline = time.monotonic() + BUSY_SECONDS
+    while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:  # somebody still reads what was before
+        if time.monotonic() > deadline:
+            raise sqlite3.OperationalError("the file is in use all the time, so that its WAL cannot be emptied")
+        time.sleep(0.05)
 
 
 def _use_wal(db: sqlite3.Connection) -> None:

@@ -1,169 +1,53 @@
-"""`open_store`, and the store in one SQLite file: the schema first, then one method a promise."""
+"""`open_store`, and the store in one SQLite file: threads, their items, and the turns that run on them."""
 
+import json
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from chatkit.store import NotFoundError
 from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata
-from pydantic import TypeAdapter
 
 from context import RequestContext
 from conversations import (
-    CHUNK_BYTES,
     HIDDEN_TYPES,
     LEASE_SECONDS,
     NO_QUOTA,
-    PURGE_INTERVAL_SECONDS,
-    UNSENT_HOURS,
     AlreadySent,
-    AlreadyUploaded,
     ConversationStore,
     IncompatibleDatabase,
     LeaseLost,
-    Purged,
     Quota,
     QuotaExceeded,
     ThreadBusy,
-    Usage,
     aware,
+    new_id,
+    stopped_marker,
+)
+from rows import (
+    attachment_body,
     changed_columns,
     cursor_seq,
     item_row,
-    new_id,
     page,
+    read_attachment,
     read_item,
     read_thread,
     remember,
-    stopped_marker,
     thread_row,
 )
 from sqlite import SQLiteFile
+from sqliteschema import MIGRATIONS, NOW, NOW_TEXT, RAN_OUT
+from sqliteupkeep import SQLiteUpkeep
+from sqliteuploads import SQLiteUploads, require_attachment
 
 log = logging.getLogger("service.store")
 
 T = TypeVar("T")
 
-MIGRATIONS = (
-    """
-    -- Order and cursors follow these numbers, never a clock, and a number is not given twice.
-    CREATE TABLE sequence (value INTEGER NOT NULL);
-    INSERT INTO sequence VALUES (0);
-
-    CREATE TABLE threads (
-        id TEXT PRIMARY KEY,
-        user_id TEXT NOT NULL,
-        created_at TEXT NOT NULL,
-        title TEXT,
-        status TEXT NOT NULL,
-        allowed_image_domains TEXT,
-        metadata TEXT NOT NULL,
-        activity INTEGER NOT NULL,  -- the sequence number of the newest item
-        active_at REAL NOT NULL,  -- when it came, in seconds since 1970 by SQLite's clock
-        UNIQUE (id, user_id)
-    );
-    CREATE INDEX threads_by_activity ON threads (user_id, activity);
-
-    CREATE TABLE items (
-        seq INTEGER PRIMARY KEY,
-        thread_id TEXT NOT NULL,
-        user_id TEXT NOT NULL,
-        id TEXT NOT NULL,
-        type TEXT NOT NULL,
-        body TEXT NOT NULL,
-        UNIQUE (thread_id, id),
-        FOREIGN KEY (thread_id, user_id) REFERENCES threads (id, user_id) ON DELETE CASCADE
-    );
-    CREATE INDEX items_by_thread ON items (thread_id, user_id, seq);
-
-    -- One row while a turn runs on the thread. A row that ran out is a turn that died.
-    CREATE TABLE leases (
-        thread_id TEXT PRIMARY KEY,
-        user_id TEXT NOT NULL,
-        lease TEXT NOT NULL,
-        holder TEXT NOT NULL,
-        expires_at REAL NOT NULL,  -- seconds since 1970 by SQLite's clock
-        FOREIGN KEY (thread_id, user_id) REFERENCES threads (id, user_id) ON DELETE CASCADE
-    );
-    CREATE INDEX leases_by_holder ON leases (holder);
-
-    -- Items that a running turn has shown but not finished, as they would be stored if it ended now.
-    CREATE TABLE checkpoints (
-        seq INTEGER PRIMARY KEY,
-        thread_id TEXT NOT NULL,
-        user_id TEXT NOT NULL,
-        id TEXT NOT NULL,
-        type TEXT NOT NULL,
-        body TEXT NOT NULL,
-        UNIQUE (thread_id, id),
-        FOREIGN KEY (thread_id, user_id) REFERENCES threads (id, user_id) ON DELETE CASCADE
-    );
-
-    CREATE TABLE feedback (
-        thread_id TEXT NOT NULL,
-        item_id TEXT NOT NULL,
-        user_id TEXT NOT NULL,
-        kind TEXT NOT NULL,
-        updated_at TEXT NOT NULL,
-        PRIMARY KEY (thread_id, item_id, user_id),
-        FOREIGN KEY (thread_id, item_id) REFERENCES items (thread_id, id) ON DELETE CASCADE
-    );
-
-    CREATE TABLE usage (
-        user_id TEXT NOT NULL,
-        day TEXT NOT NULL,  -- YYYY-MM-DD, UTC
-        model TEXT NOT NULL,
-        requests INTEGER NOT NULL,
-        input_tokens INTEGER NOT NULL,
-        output_tokens INTEGER NOT NULL,
-        PRIMARY KEY (user_id, day, model)
-    );
-
-    -- Turns of the last minute, for the quota.
-    CREATE TABLE turn_starts (
-        user_id TEXT NOT NULL,
-        started_at REAL NOT NULL  -- seconds since 1970 by SQLite's clock
-    );
-    CREATE INDEX turn_starts_by_user ON turn_starts (user_id, started_at);
-
-    CREATE TABLE attachments (
-        id TEXT PRIMARY KEY,
-        user_id TEXT NOT NULL,
-        thread_id TEXT,  -- null until it is sent
-        body TEXT NOT NULL,
-        size INTEGER NOT NULL,  -- bytes, as announced or as they came
-        upload TEXT,  -- the name of the upload that may write chunks
-        is_complete INTEGER NOT NULL,
-        created_at REAL NOT NULL,
-        FOREIGN KEY (thread_id, user_id) REFERENCES threads (id, user_id) ON DELETE CASCADE
-    );
-    CREATE INDEX attachments_by_thread ON attachments (thread_id, user_id);
-    CREATE INDEX attachments_by_user ON attachments (user_id);
-
-    CREATE TABLE attachment_chunks (
-        attachment_id TEXT NOT NULL REFERENCES attachments (id) ON DELETE CASCADE,
-        number INTEGER NOT NULL,
-        data BLOB NOT NULL,
-        PRIMARY KEY (attachment_id, number)
-    );
-
-    CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL);
-    INSERT INTO secrets VALUES ('links', randomblob(32));
-
-    CREATE TABLE jobs (name TEXT PRIMARY KEY, ran_at REAL NOT NULL);
-    INSERT INTO jobs VALUES ('purge', 0);
-    """,
-)
-"""Append only: the number of entries is the schema's version. A migration leaves the previous release working."""
-
-NOW_TEXT = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
-NOW = "((julianday('now') - 2440587.5) * 86400.0)"
-RAN_OUT = f"expires_at NOT BETWEEN {NOW} AND {NOW} + {LEASE_SECONDS}"
-"""A lease from further ahead than a lease can be was made before the clock was set back."""
-
-_attachment = TypeAdapter[Attachment](Attachment)
+DRIVER_MISSING = "PostgreSQL needs its driver: pip install 'chatkit-service[postgres]'."
 
 
 @asynccontextmanager
@@ -173,22 +57,49 @@ async def open_store(url: str, table_prefix: str = "chatkit_") -> AsyncIterator[
     `url` is `sqlite:///FILE`, `sqlite:////absolute/FILE` or `postgresql://…`; `table_prefix` is PostgreSQL's. Raises
     `IncompatibleDatabase`, or `StoreUnavailable` when it cannot be opened.
     """
-    path = url.removeprefix("sqlite:///")
-    if path in (url, "", ":memory:"):
-        raise IncompatibleDatabase("DATABASE_URL must be sqlite:///FILE or sqlite:////absolute/FILE.")
-    async with SQLiteFile.open(path, MIGRATIONS) as file:
+    if is_postgres(url):
+        async with _postgres_store(url, table_prefix) as store:
+            yield store
+        return
+    async with SQLiteFile.open(sqlite_path(url), MIGRATIONS) as file:
         yield SQLiteStore(file)
 
 
-class SQLiteStore(ConversationStore):
+def is_postgres(url: str) -> bool:
+    return url.startswith(("postgresql://", "postgres://"))
+
+
+def sqlite_path(url: str) -> str:
+    """Return the file that the address names, or raise `IncompatibleDatabase`."""
+    path = url.removeprefix("sqlite:///")
+    if path in (url, "", ":memory:"):
+        raise IncompatibleDatabase(
+            "A database is sqlite:///FILE, sqlite:////absolute/FILE or postgresql://USER@HOST/DATABASE."
+        )
+    return path
+
+
+def _postgres_store(url: str, table_prefix: str) -> AbstractAsyncContextManager[ConversationStore]:
+    try:
+        from postgres import PostgresStore  # noqa: PLC0415 (its driver is an extra)
+    except ImportError as error:
+        raise IncompatibleDatabase(DRIVER_MISSING) from error
+    return PostgresStore(url, table_prefix)
+
+
+class SQLiteStore(SQLiteUploads, SQLiteUpkeep):
     """One SQLite file, shared by any number of processes on one machine."""
 
     def __init__(self, file: SQLiteFile):
-        self._read = file.read
-        self._write = file.write
+        super().__init__(file)
+        self._file = file
+
+    async def overwrite_deleted(self) -> None:
+        await self._file.rewrite()
 
     async def ping(self) -> None:
-        await self._read(lambda db: db.execute("SELECT value FROM sequence").fetchone())
+        self._file.require_whole()
+        await self._write(_next_seq)  # a number that nothing has costs nothing
 
     async def _read_thread(
         self, thread_id: str, context: RequestContext, read: Callable[[sqlite3.Connection, sqlite3.Row], T]
@@ -365,7 +276,6 @@ class SQLiteStore(ConversationStore):
     async def acquire_lease(
         self,
         thread_id: str,
-        holder: str,
         context: RequestContext,
         *,
         quota: Quota = NO_QUOTA,
@@ -380,8 +290,8 @@ class SQLiteStore(ConversationStore):
                 _recover(db, thread_id)
             _require_quota(db, quota, thread_id, context)
             taken = db.execute(
-                f"INSERT INTO leases VALUES (?, ?, ?, ?, {NOW} + {LEASE_SECONDS}) ON CONFLICT DO NOTHING",
-                (thread_id, context.user_id, lease, holder),
+                f"INSERT INTO leases VALUES (?, ?, ?, {NOW} + {LEASE_SECONDS}) ON CONFLICT DO NOTHING",
+                (thread_id, context.user_id, lease),
             )
             if taken.rowcount == 0:
                 raise ThreadBusy(thread_id)
@@ -391,10 +301,12 @@ class SQLiteStore(ConversationStore):
             remember(new_thread, context)
         return lease
 
-    async def renew_leases(self, holder: str) -> set[str]:
+    async def renew_leases(self, leases: Collection[str]) -> set[str]:
         def write(db: sqlite3.Connection) -> set[str]:
             renewed = db.execute(
-                f"UPDATE leases SET expires_at = {NOW} + {LEASE_SECONDS} WHERE holder = ? RETURNING lease", (holder,)
+                f"UPDATE leases SET expires_at = {NOW} + {LEASE_SECONDS}"
+                " WHERE lease IN (SELECT value FROM json_each(?)) RETURNING lease",
+                (json.dumps(list(leases)),),
             )
             return {lease for (lease,) in renewed.fetchall()}
 
@@ -419,16 +331,24 @@ class SQLiteStore(ConversationStore):
 
         await self._write(write)
 
-    async def end_turn(self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext) -> None:
+    async def end_turn(
+        self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext, *, began: bool = True
+    ) -> None:
         def write(db: sqlite3.Connection) -> None:
             _require_lease(db, thread_id, context)
             for item in items:
                 _put_item(db, thread_id, item, context)
             _forget_turn(db, thread_id)
+            if not began:  # whichever of the user's newest: they count alike
+                db.execute(
+                    "DELETE FROM turn_starts WHERE rowid ="
+                    " (SELECT rowid FROM turn_starts WHERE user_id = ? ORDER BY started_at DESC LIMIT 1)",
+                    (context.user_id,),
+                )
 
         await self._write(write)
 
-    # --- feedback, usage and attachments --------------------------------------------------------------------------
+    # --- feedback and attachments ---------------------------------------------------------------------------------
 
     async def save_feedback(
         self, thread_id: str, item_ids: Sequence[str], kind: FeedbackKind, context: RequestContext
@@ -447,28 +367,6 @@ class SQLiteStore(ConversationStore):
 
         await self._write(write)
 
-    async def add_usage(self, usage: Usage, context: RequestContext) -> None:
-        await self._write(
-            lambda db: db.execute(
-                "INSERT INTO usage VALUES (?, date('now'), ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-                " requests = requests + excluded.requests, input_tokens = input_tokens + excluded.input_tokens,"
-                " output_tokens = output_tokens + excluded.output_tokens",
-                (context.user_id, usage.model, usage.requests, usage.input_tokens, usage.output_tokens),
-            )
-        )
-
-    async def load_usage(self) -> list[Usage]:
-        rows = await self._read(lambda db: db.execute("SELECT * FROM usage ORDER BY day, user_id, model").fetchall())
-        return [Usage(**dict(row)) for row in rows]
-
-    async def load_feedback_counts(self) -> dict[str, tuple[int, int]]:
-        rows = await self._read(
-            lambda db: db.execute(
-                "SELECT user_id, sum(kind = 'positive'), sum(kind = 'negative') FROM feedback GROUP BY user_id"
-            ).fetchall()
-        )
-        return {user_id: (positive, negative) for user_id, positive, negative in rows}
-
     async def save_attachment(self, attachment: Attachment, context: RequestContext) -> None:
         def write(db: sqlite3.Connection) -> None:
             if attachment.thread_id is not None:
@@ -477,7 +375,7 @@ class SQLiteStore(ConversationStore):
                 "id": attachment.id,
                 "user_id": context.user_id,
                 "thread_id": attachment.thread_id,
-                "body": _attachment.dump_json(attachment).decode(),
+                "body": attachment_body(attachment),
             }
             saved = db.execute(
                 "INSERT INTO attachments (id, user_id, thread_id, body, size, is_complete, created_at)"
@@ -487,122 +385,10 @@ class SQLiteStore(ConversationStore):
                 row,
             )
             if saved.rowcount == 0:
-                _require_attachment(db, attachment.id, context)
+                require_attachment(db, attachment.id, context)
                 raise AlreadySent(attachment.id)
 
         await self._write(write)
-
-    async def reserve_attachment(
-        self, attachment: Attachment, size: int, max_storage_bytes: int, context: RequestContext
-    ) -> None:
-        def write(db: sqlite3.Connection) -> None:
-            db.execute(
-                "INSERT INTO attachments (id, user_id, body, size, is_complete, created_at)"
-                f" VALUES (?, ?, ?, ?, FALSE, {NOW})",
-                (attachment.id, context.user_id, _attachment.dump_json(attachment).decode(), size),
-            )
-            _require_storage(db, max_storage_bytes, context)
-
-        await self._write(write)
-
-    async def begin_upload(self, attachment_id: str, context: RequestContext) -> str:
-        upload = new_id("task")
-
-        def write(db: sqlite3.Connection) -> None:
-            if _require_attachment(db, attachment_id, context)["is_complete"]:
-                raise AlreadyUploaded(attachment_id)
-            db.execute("DELETE FROM attachment_chunks WHERE attachment_id = ?", (attachment_id,))
-            db.execute("UPDATE attachments SET upload = ? WHERE id = ?", (upload, attachment_id))
-
-        await self._write(write)
-        return upload
-
-    async def write_chunk(
-        self,
-        attachment_id: str,
-        upload: str,
-        number: int,
-        data: bytes,
-        max_storage_bytes: int,
-        context: RequestContext,
-    ) -> None:
-        def write(db: sqlite3.Connection) -> None:
-            attachment = _require_upload(db, attachment_id, upload, context)
-            db.execute("INSERT INTO attachment_chunks VALUES (?, ?, ?)", (attachment_id, number, data))
-            received = number * CHUNK_BYTES + len(data)
-            if received > attachment["size"]:
-                db.execute("UPDATE attachments SET size = ? WHERE id = ?", (received, attachment_id))
-                _require_storage(db, max_storage_bytes, context)
-
-        await self._write(write)
-
-    async def finish_upload(self, attachment_id: str, upload: str, context: RequestContext) -> None:
-        def write(db: sqlite3.Connection) -> None:
-            _require_upload(db, attachment_id, upload, context)
-            db.execute(
-                "UPDATE attachments SET is_complete = TRUE, upload = NULL, size ="
-                " (SELECT coalesce(sum(length(data)), 0) FROM attachment_chunks WHERE attachment_id = attachments.id)"
-                " WHERE id = ?",
-                (attachment_id,),
-            )
-
-        await self._write(write)
-
-    async def abandon_upload(self, attachment_id: str, upload: str, context: RequestContext) -> None:
-        def write(db: sqlite3.Connection) -> None:
-            _require_upload(db, attachment_id, upload, context)
-            db.execute("DELETE FROM attachment_chunks WHERE attachment_id = ?", (attachment_id,))
-            db.execute("UPDATE attachments SET upload = NULL WHERE id = ?", (attachment_id,))
-
-        await self._write(write)
-
-    async def load_attachment_size(self, attachment_id: str, context: RequestContext) -> int:
-        row = await self._read(lambda db: _require_attachment(db, attachment_id, context))
-        if not row["is_complete"]:
-            raise NotFoundError(attachment_id)
-        return int(row["size"])
-
-    async def read_chunk(self, attachment_id: str, number: int, context: RequestContext) -> bytes:
-        def read(db: sqlite3.Connection) -> bytes:
-            if not _require_attachment(db, attachment_id, context)["is_complete"]:
-                raise NotFoundError(attachment_id)
-            row = db.execute(
-                "SELECT data FROM attachment_chunks WHERE attachment_id = ? AND number = ?", (attachment_id, number)
-            ).fetchone()
-            return bytes(row["data"]) if row else b""
-
-        return await self._read(read)
-
-    async def load_attachment_owner(self, attachment_id: str) -> str:
-        row = await self._read(
-            lambda db: db.execute("SELECT user_id FROM attachments WHERE id = ?", (attachment_id,)).fetchone()
-        )
-        if row is None:
-            raise NotFoundError(attachment_id)
-        return str(row["user_id"])
-
-    async def load_link_key(self) -> bytes:
-        row = await self._read(lambda db: db.execute("SELECT value FROM secrets WHERE name = 'links'").fetchone())
-        return bytes(row["value"])
-
-    async def purge(self, retention_days: int, *, now: bool = False) -> Purged | None:
-        def write(db: sqlite3.Connection) -> Purged | None:
-            due = f"ran_at NOT BETWEEN {NOW} - {PURGE_INTERVAL_SECONDS} AND {NOW}"
-            claimed = db.execute(f"UPDATE jobs SET ran_at = {NOW} WHERE name = 'purge' AND (? OR {due})", (now,))
-            if claimed.rowcount == 0:
-                return None
-            unsent = db.execute(
-                f"DELETE FROM attachments WHERE thread_id IS NULL AND created_at < {NOW} - {UNSENT_HOURS * 3600}"
-            )
-            db.execute(f"DELETE FROM turn_starts WHERE started_at < {NOW} - 60")
-            idle = db.execute(
-                f"DELETE FROM threads WHERE ? > 0 AND active_at < {NOW} - ? * 86400.0 AND id NOT IN"
-                " (SELECT thread_id FROM leases)",
-                (retention_days, retention_days),
-            )
-            return Purged(threads=idle.rowcount, attachments=unsent.rowcount)
-
-        return await self._write(write)
 
     async def load_attachment(self, attachment_id: str, context: RequestContext) -> Attachment:
         def read(db: sqlite3.Connection) -> Attachment:
@@ -611,7 +397,7 @@ class SQLiteStore(ConversationStore):
             ).fetchone()
             if row is None:
                 raise NotFoundError(attachment_id)
-            return _attachment.validate_json(row["body"])
+            return read_attachment(row["body"])
 
         return await self._read(read)
 
@@ -685,29 +471,6 @@ def _delete_attachments_of(db: sqlite3.Connection, condition: str, values: Seque
         f" json_each(items.body, '$.attachments') AS attachment WHERE items.type = 'user_message' AND {condition})",
         values,
     )
-
-
-def _require_attachment(db: sqlite3.Connection, attachment_id: str, context: RequestContext) -> sqlite3.Row:
-    """Return the attachment's row; raise `NotFoundError`."""
-    row: sqlite3.Row | None = db.execute(
-        "SELECT * FROM attachments WHERE id = ? AND user_id = ?", (attachment_id, context.user_id)
-    ).fetchone()
-    if row is None:
-        raise NotFoundError(attachment_id)
-    return row
-
-
-def _require_upload(db: sqlite3.Connection, attachment_id: str, upload: str, context: RequestContext) -> sqlite3.Row:
-    row = _require_attachment(db, attachment_id, context)
-    if row["upload"] != upload:
-        raise AlreadyUploaded(attachment_id)
-    return row
-
-
-def _require_storage(db: sqlite3.Connection, most: int, context: RequestContext) -> None:
-    [used] = db.execute("SELECT sum(size) FROM attachments WHERE user_id = ?", (context.user_id,)).fetchone()
-    if most and used > most:
-        raise QuotaExceeded("storage", retry_after_seconds=UNSENT_HOURS * 3600)
 
 
 def _insert_thread(db: sqlite3.Connection, thread: ThreadMetadata, context: RequestContext) -> bool:

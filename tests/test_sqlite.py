@@ -12,7 +12,8 @@ from context import RequestContext
 from conversations import IncompatibleDatabase, StoreUnavailable
 from service import eventually
 from sqlite import SQLiteFile
-from store import MIGRATIONS, open_store
+from sqliteschema import MIGRATIONS
+from store import open_store
 from test_store import NOON, alice, make_thread
 
 pytestmark = pytest.mark.anyio
@@ -118,3 +119,24 @@ async def test_no_thread_of_the_database_outlives_the_store(file: Path) -> None:
         async with open_store(f"sqlite:///{file}"):
             raise RuntimeError("inside")
     eventually(lambda: of_the_database() <= before)
+
+
+async def test_a_file_that_was_rewritten_has_no_bytes_of_what_was_deleted(file: Path) -> None:
+    def on_the_disk() -> bytes:
+        return b"".join(path.read_bytes() for path in file.parent.glob(f"{file.name}*"))
+
+    async with (
+        SQLiteFile.open(str(file), ["CREATE TABLE notes (words TEXT);"]) as notes,
+        SQLiteFile.open(str(file), ["CREATE TABLE notes (words TEXT);"]) as other_process,
+    ):
+        await notes.write(lambda db: db.execute("PRAGMA secure_delete = OFF"))  # which Debian's SQLite has on
+        for number in range(100):
+            await notes.write(lambda db, n=number: db.execute("INSERT INTO notes VALUES (?)", (f"{n} SENTINEL " * 99,)))
+        await notes.write(lambda db: db.execute("INSERT INTO notes VALUES ('kept')"))
+        await notes.write(lambda db: db.execute("DELETE FROM notes WHERE words <> 'kept'"))
+        await other_process.read(lambda db: db.execute("SELECT * FROM notes").fetchall())
+        assert b"SENTINEL" in on_the_disk()
+        await notes.rewrite()
+        assert b"SENTINEL" not in on_the_disk()
+        kept = await other_process.read(lambda db: db.execute("SELECT words FROM notes").fetchall())
+        assert [tuple(row) for row in kept] == [("kept",)]

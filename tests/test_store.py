@@ -3,8 +3,8 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from chatkit.types import (
     ThreadItem,
     ThreadMetadata,
     UserMessageItem,
+    UserMessageTextContent,
     WidgetItem,
     WorkflowItem,
 )
@@ -31,10 +32,12 @@ from pydantic import TypeAdapter
 from context import RequestContext
 from conversations import (
     CHUNK_BYTES,
+    DELETION_BATCH,
     STOPPED,
     AlreadySent,
     AlreadyUploaded,
     ConversationStore,
+    DeletedUser,
     LeaseLost,
     Purged,
     Quota,
@@ -42,7 +45,7 @@ from conversations import (
     ThreadBusy,
     Usage,
 )
-from store import open_store
+from databases import Database
 
 pytestmark = pytest.mark.anyio
 
@@ -63,15 +66,9 @@ EVERY_KIND: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(params=["sqlite"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of an empty database, whichever kind."""
-    return f"sqlite:///{tmp_path}/store.db"
-
-
 @pytest.fixture
-async def store(database: str) -> AsyncIterator[ConversationStore]:
-    async with open_store(database) as store:
+async def store(database: Database) -> AsyncIterator[ConversationStore]:
+    async with database.open() as store:
         yield store
 
 
@@ -111,6 +108,21 @@ async def test_a_thread_comes_back_as_it_was_saved(store: ConversationStore) -> 
     )
     await store.save_thread(thread, alice())
     assert await store.load_thread("thr_1", alice()) == thread
+
+
+@pytest.mark.parametrize("text", ["\x00", "a\x00b\x1a0\x1a1\x1a", "\u2028🙂\x7f"])
+async def test_text_of_any_characters_comes_back_as_it_was_and_is_nothing_else(
+    store: ConversationStore, text: str
+) -> None:
+    context = RequestContext(f"user {text}")
+    thread = ThreadMetadata(id=f"thr {text}", created_at=NOON, title=text, metadata={text: text})
+    await store.save_thread(thread, context)
+    await store.add_usage(Usage("", "", text, 1, 1, 1), context)
+    assert (await store.load_threads(9, None, "desc", RequestContext(context.user_id))).data == [thread]
+    assert [(used.user_id, used.model) for used in await store.load_usage()] == [(context.user_id, text)]
+    for other in (text.replace("\x00", "\x1a0"), text.replace("\x1a", "\x00"), text.replace("\x00", ""), text + "\x00"):
+        if other != text:
+            assert (await store.load_threads(9, None, "desc", RequestContext(f"user {other}"))).data == []
 
 
 async def test_threads_are_listed_by_last_activity_each_once_whatever_the_clock_says(store: ConversationStore) -> None:
@@ -353,7 +365,7 @@ ATTEMPTS: dict[str, Attempt] = {
     "abandon_upload": lambda store, thread: store.abandon_upload("atc_alice", "upload", bob()),
     "load_attachment_size": lambda store, thread: store.load_attachment_size("atc_alice", bob()),
     "read_chunk": lambda store, thread: store.read_chunk("atc_alice", 0, bob()),
-    "acquire_lease": lambda store, thread: store.acquire_lease(thread, "holder", bob()),
+    "acquire_lease": lambda store, thread: store.acquire_lease(thread, bob()),
     "save_checkpoints": lambda store, thread: store.save_checkpoints(thread, [end("item_0", thread)], bob()),
     "end_turn": lambda store, thread: store.end_turn(thread, [end("item_0", thread)], bob()),
     "save_feedback": lambda store, thread: store.save_feedback(thread, ["item_0"], "positive", bob()),
@@ -369,6 +381,10 @@ NOT_ABOUT_ONE_THING = {
     "load_attachment_owner": "is for a signed link",
     "load_link_key": "is for signed links",
     "purge": "is for the operator",
+    "delete_user": "is for the operator, and has a test of its own below",
+    "overwrite_deleted": "is about the file",
+    "load_attachments": "has a test of its own below",
+    "load_feedback": "has a test of its own below",
     "load_usage": "is for the operator",
     "load_feedback_counts": "is for the operator",
 }
@@ -383,7 +399,7 @@ def test_every_method_of_a_store_is_tried_as_another_user() -> None:
 async def test_what_is_not_yours_does_not_exist_and_does_not_change(store: ConversationStore, method: str) -> None:
     thread_id = await make_thread(store, items=2)
     await store.save_attachment(FileAttachment(id="atc_alice", name="a", mime_type="text/plain"), alice())
-    await store.acquire_lease(thread_id, "holder", alice())
+    await store.acquire_lease(thread_id, alice())
 
     async def all_of_alice() -> tuple[Any, ...]:
         items = await store.load_thread_items(thread_id, None, 100, "asc", alice())
@@ -394,7 +410,7 @@ async def test_what_is_not_yours_does_not_exist_and_does_not_change(store: Conve
         await ATTEMPTS[method](store, thread_id)
     assert await all_of_alice() == before
     with pytest.raises(ThreadBusy):
-        await store.acquire_lease(thread_id, "holder", alice())
+        await store.acquire_lease(thread_id, alice())
 
 
 async def test_a_user_lists_only_their_own_threads_and_pages_only_by_them(store: ConversationStore) -> None:
@@ -414,21 +430,21 @@ async def test_the_same_item_id_in_threads_of_two_users_is_two_items(store: Conv
 
 
 async def leased(store: ConversationStore, thread_id: str) -> RequestContext:
-    return RequestContext("alice", lease=await store.acquire_lease(thread_id, "holder", alice()))
+    return RequestContext("alice", lease=await store.acquire_lease(thread_id, alice()))
 
 
 async def test_a_thread_is_leased_to_one_turn_at_a_time(store: ConversationStore) -> None:
     thread_id = await make_thread(store)
     turn = await leased(store, thread_id)
     with pytest.raises(ThreadBusy):
-        await store.acquire_lease(thread_id, "another", alice())
+        await store.acquire_lease(thread_id, alice())
     await store.end_turn(thread_id, [], turn)
     await leased(store, thread_id)
 
 
 async def test_of_many_that_want_a_lease_at_once_one_gets_it(store: ConversationStore) -> None:
     thread_id = await make_thread(store)
-    attempts = [store.acquire_lease(thread_id, "holder", alice()) for _ in range(20)]
+    attempts = [store.acquire_lease(thread_id, alice()) for _ in range(20)]
     results = await asyncio.gather(*attempts, return_exceptions=True)
     assert sum(isinstance(result, str) for result in results) == 1
     assert sum(isinstance(result, ThreadBusy) for result in results) == 19
@@ -455,11 +471,17 @@ async def test_a_turn_that_lost_its_lease_writes_nothing_more(store: Conversatio
     assert (await store.load_thread(thread_id, alice())).title is None
 
 
-async def test_leases_are_renewed_for_their_holder_only(store: ConversationStore) -> None:
-    first, second = await make_thread(store), await make_thread(store)
-    mine = await store.acquire_lease(first, "holder", alice())
-    await store.acquire_lease(second, "another", alice())
-    assert await store.renew_leases("holder") == {mine}
+async def test_only_the_leases_that_are_named_are_renewed(database: Database) -> None:
+    async with database.open() as store:
+        first, second = await make_thread(store), await make_thread(store)
+        mine = await store.acquire_lease(first, alice())
+        await store.acquire_lease(second, alice())
+        database.expire_leases(seconds=1)
+        assert await store.renew_leases([mine, "another"]) == {mine}
+        await asyncio.sleep(1.1)
+        with pytest.raises(ThreadBusy):
+            await store.acquire_lease(first, alice())
+        await store.acquire_lease(second, alice())
 
 
 async def test_the_first_checkpoint_settles_an_items_place(store: ConversationStore) -> None:
@@ -483,25 +505,29 @@ async def test_ending_a_turn_stores_what_was_open_and_forgets_its_checkpoints(st
     assert await ids(store, thread_id) == ["kept"]
 
 
-async def test_a_removed_item_does_not_come_back_from_its_checkpoint(store: ConversationStore) -> None:
+async def test_a_removed_item_does_not_come_back_from_its_checkpoint(
+    store: ConversationStore, database: Database
+) -> None:
     thread_id = await make_thread(store)
     turn = await leased(store, thread_id)
     await store.save_checkpoints(thread_id, [end("removed", thread_id)], turn)
     await store.delete_thread_item(thread_id, "removed", turn)
-    await expire_leases(store)
+    database.expire_leases()
     assert await visible_ids(store, thread_id) == []
 
 
-async def test_what_a_dead_turn_had_shown_is_there_for_whoever_loads_the_thread_next(store: ConversationStore) -> None:
+async def test_what_a_dead_turn_had_shown_is_there_for_whoever_loads_the_thread_next(
+    store: ConversationStore, database: Database
+) -> None:
     for load in (
         lambda thread: store.load_thread(thread, alice()),
         lambda thread: store.load_thread_items(thread, None, 9, "asc", alice()),
-        lambda thread: store.acquire_lease(thread, "another", alice()),
+        lambda thread: store.acquire_lease(thread, alice()),
     ):
         thread_id = await make_thread(store, items=1)
         turn = await leased(store, thread_id)
         await store.save_checkpoints(thread_id, [end("shown", thread_id)], turn)
-        await expire_leases(store)
+        database.expire_leases()
         await load(thread_id)
         page = await store.load_thread_items(thread_id, None, 9, "asc", alice())
         assert [item.id for item in page.data[:2]] == ["item_0", "shown"]
@@ -511,42 +537,42 @@ async def test_what_a_dead_turn_had_shown_is_there_for_whoever_loads_the_thread_
             await store.add_thread_item(thread_id, end("late", thread_id), turn)
 
 
-async def test_what_a_dead_turn_had_changed_of_an_earlier_item_is_kept(store: ConversationStore) -> None:
+async def test_what_a_dead_turn_had_changed_of_an_earlier_item_is_kept(
+    store: ConversationStore, database: Database
+) -> None:
     thread_id = await make_thread(store, items=2)
     changed = end("item_0", thread_id, NOON + timedelta(hours=1))
     await store.save_checkpoints(thread_id, [changed], await leased(store, thread_id))
-    await expire_leases(store)
+    database.expire_leases()
     assert (await ids(store, thread_id))[:2] == ["item_0", "item_1"]
     assert await store.load_item(thread_id, "item_0", alice()) == changed
 
 
-async def test_an_item_that_was_saved_does_not_fall_back_to_its_checkpoint(store: ConversationStore) -> None:
+async def test_an_item_that_was_saved_does_not_fall_back_to_its_checkpoint(
+    store: ConversationStore, database: Database
+) -> None:
     thread_id = await make_thread(store, items=1)
     turn = await leased(store, thread_id)
     await store.save_checkpoints(thread_id, [end("item_0", thread_id, NOON + timedelta(hours=1))], turn)
     newest = end("item_0", thread_id, NOON + timedelta(hours=2))
     await store.save_item(thread_id, newest, turn)
-    await expire_leases(store)
+    database.expire_leases()
     await ids(store, thread_id)
     assert await store.load_item(thread_id, "item_0", alice()) == newest
 
 
-async def test_a_lease_from_before_the_clock_was_set_back_does_not_block_a_thread(store: ConversationStore) -> None:
+async def test_a_lease_from_before_the_clock_was_set_back_does_not_block_a_thread(
+    store: ConversationStore, database: Database
+) -> None:
     thread_id = await make_thread(store)
     await leased(store, thread_id)
-    await expire_leases(store, seconds=3600)
+    database.expire_leases(seconds=3600)
     await leased(store, thread_id)
 
 
 async def visible_ids(store: ConversationStore, thread_id: str) -> list[str]:
     page = await store.load_thread_items(thread_id, None, 100, "asc", alice(), hidden=False)
     return [item.id for item in page.data]
-
-
-async def expire_leases(store: Any, seconds: float = -1) -> None:
-    """Move the end of all leases to so many seconds from now, in place of waiting."""
-    now = "((julianday('now') - 2440587.5) * 86400.0)"
-    await store._write(lambda db: db.execute(f"UPDATE leases SET expires_at = {now} + {seconds}"))
 
 
 # --- feedback and attachments -------------------------------------------------------------------------------------
@@ -663,7 +689,7 @@ async def test_deleting_a_message_deletes_its_attachments(store: ConversationSto
             id="said",
             thread_id=thread_id,
             created_at=NOON,
-            content=[],
+            content=[UserMessageTextContent(text="a\x00b")],
             attachments=[file(thread_id=thread_id)],
             inference_options=InferenceOptions(),
         )
@@ -676,18 +702,20 @@ async def test_deleting_a_message_deletes_its_attachments(store: ConversationSto
             await store.load_attachment("atc_1", alice())
 
 
-async def test_links_are_signed_with_one_secret_for_all_processes(database: str) -> None:
-    async with open_store(database) as here, open_store(database) as there:
+async def test_links_are_signed_with_one_secret_for_all_processes(database: Database) -> None:
+    async with database.open() as here, database.open() as there:
         assert await here.load_link_key() == await there.load_link_key()
         assert len(await here.load_link_key()) == 32
 
 
-async def test_what_was_uploaded_and_not_sent_within_a_day_is_removed(store: Any) -> None:
+async def test_what_was_uploaded_and_not_sent_within_a_day_is_removed(
+    store: ConversationStore, database: Database
+) -> None:
     thread_id = await make_thread(store)
     for name in ("sent", "unsent", "new"):
         await upload(store, b"abc", name)
     await store.save_attachment(file("sent", thread_id), alice())
-    await age(store, "attachments", "created_at", 24.5 * 3600, "id <> 'new'")
+    database.age("attachments", "created_at", 24.5 * 3600, "id <> 'new'")
     assert await store.purge(0, now=True) == Purged(threads=0, attachments=1)
     for name in ("sent", "new"):
         await store.load_attachment(name, alice())
@@ -695,9 +723,11 @@ async def test_what_was_uploaded_and_not_sent_within_a_day_is_removed(store: Any
         await store.load_attachment("unsent", alice())
 
 
-async def test_threads_that_were_idle_for_longer_than_the_retention_are_removed(store: Any) -> None:
+async def test_threads_that_were_idle_for_longer_than_the_retention_are_removed(
+    store: ConversationStore, database: Database
+) -> None:
     old, new, forgotten = [await make_thread(store, items=1) for _ in range(3)]
-    await age(store, "threads", "active_at", 8 * 86400, f"id <> '{new}'")
+    database.age("threads", "active_at", 8 * 86400, f"id <> '{new}'")
     await store.add_thread_item(old, end("new", old), alice())
     assert await store.purge(0, now=True) == Purged(threads=0, attachments=0)
     assert await store.purge(7, now=True) == Purged(threads=1, attachments=0)
@@ -706,14 +736,68 @@ async def test_threads_that_were_idle_for_longer_than_the_retention_are_removed(
         await store.load_thread(forgotten, alice())
 
 
+async def test_a_thread_whose_turn_died_is_removed_and_one_whose_turn_runs_is_not(
+    store: ConversationStore, database: Database
+) -> None:
+    died, runs = [await make_thread(store) for _ in range(2)]
+    await store.acquire_lease(died, alice())
+    database.expire_leases()
+    await store.acquire_lease(runs, alice())
+    database.age("threads", "active_at", 8 * 86400, "TRUE")
+    assert await store.purge(7, now=True) == Purged(threads=1, attachments=0)
+    await store.load_thread(runs, alice())
+
+
+async def test_as_many_as_there_are_are_removed(store: ConversationStore, database: Database) -> None:
+    count = 2 * DELETION_BATCH + 1
+    await asyncio.gather(*[make_thread(store) for _ in range(count)])
+    database.age("threads", "active_at", 8 * 86400, "TRUE")
+    assert await store.purge(7, now=True) == Purged(threads=count, attachments=0)
+
+
+async def test_deleting_a_user_deletes_all_that_is_theirs_and_nothing_of_others(
+    store: ConversationStore, database: Database
+) -> None:
+    for context in (alice(), bob()):
+        thread_id = await make_thread(store, items=2, context=context)
+        await store.save_feedback(thread_id, ["item_0"], "positive", context)
+        for name, thread in (("sent", thread_id), ("unsent", None)):
+            attachment = file(f"{name} by {context.user_id}", thread)
+            await store.reserve_attachment(attachment, 1, 0, context)
+            await store.save_attachment(attachment, context)
+        await store.add_usage(Usage("", "", "small", 1, 1, 1), context)
+        leased = replace(context, lease=await store.acquire_lease(thread_id, context, quota=Quota(turns_per_minute=9)))
+        await store.save_checkpoints(thread_id, [end("open", thread_id)], leased)
+    before = {table: database.count(table, "bob") for table in TABLES_OF_A_USER}
+    assert await store.delete_user("alice") == DeletedUser(
+        threads=1, items=2, attachments=2, usage_rows=1, running_turns=1
+    )
+    assert {table: database.count(table, "alice") for table in TABLES_OF_A_USER} == dict.fromkeys(TABLES_OF_A_USER, 0)
+    assert {table: database.count(table, "bob") for table in TABLES_OF_A_USER} == before
+    assert await store.delete_user("alice") == DeletedUser(0, 0, 0, 0, 0)
+
+
+TABLES_OF_A_USER = ["threads", "items", "checkpoints", "feedback", "attachments", "usage", "turn_starts"]
+
+
+async def test_what_is_listed_of_a_user_is_theirs(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=3)
+    await store.save_feedback(thread_id, ["item_0", "item_2"], "negative", alice())
+    for name in ("c", "a", "b"):
+        await store.save_attachment(file(name), alice())
+    for context in (alice(), bob()):
+        await store.add_usage(Usage("", "", "small", 1, 1, 1), context)
+    assert await store.load_feedback(thread_id, alice()) == {"item_0": "negative", "item_2": "negative"}
+    assert await store.load_feedback(thread_id, bob()) == {}
+    assert [each.id for each in await store.load_attachments("", 2, alice())] == ["a", "b"]
+    assert [each.id for each in await store.load_attachments("b", 2, alice())] == ["c"]
+    assert await store.load_attachments("", 2, bob()) == []
+    assert [used.user_id for used in await store.load_usage("bob")] == ["bob"]
+
+
 async def test_one_process_an_hour_removes(store: ConversationStore) -> None:
     assert await store.purge(0) == Purged(threads=0, attachments=0)
     assert await store.purge(0) is None
-
-
-async def age(store: Any, table: str, column: str, seconds: float, where: str) -> None:
-    """Make rows older than they are, in place of waiting."""
-    await store._write(lambda db: db.execute(f"UPDATE {table} SET {column} = {column} - {seconds} WHERE {where}"))
 
 
 async def test_usage_adds_up_by_user_and_model(store: ConversationStore) -> None:
@@ -740,40 +824,54 @@ async def test_turns_in_a_minute_are_counted_for_each_user(store: ConversationSt
     quota = Quota(turns_per_minute=2)
     threads = [await make_thread(store) for _ in range(3)]
     for thread_id in threads[:2]:
-        await store.acquire_lease(thread_id, "holder", alice(), quota=quota)
+        await store.acquire_lease(thread_id, alice(), quota=quota)
     with pytest.raises(QuotaExceeded) as caught:
-        await store.acquire_lease(threads[2], "holder", alice(), quota=quota)
+        await store.acquire_lease(threads[2], alice(), quota=quota)
     assert (caught.value.quota, 0 < caught.value.retry_after_seconds <= 60) == ("turns_per_minute", True)
     of_bob = await make_thread(store, context=bob())
-    await store.acquire_lease(of_bob, "holder", bob(), quota=quota)
+    await store.acquire_lease(of_bob, bob(), quota=quota)
+
+
+async def test_a_turn_that_never_began_is_not_counted(store: ConversationStore) -> None:
+    quota, thread_id = Quota(turns_per_minute=2), await make_thread(store)
+    for began in (True, False, False, True):
+        lease = await store.acquire_lease(thread_id, alice(), quota=quota)
+        await store.end_turn(thread_id, [], RequestContext("alice", lease=lease), began=began)
+    with pytest.raises(QuotaExceeded):
+        await store.acquire_lease(thread_id, alice(), quota=quota)
+    of_bob = await make_thread(store, context=bob())
+    await store.acquire_lease(of_bob, bob(), quota=quota)
+    await store.end_turn(of_bob, [], bob(), began=False)
+    with pytest.raises(QuotaExceeded):
+        await store.acquire_lease(thread_id, alice(), quota=quota)
 
 
 async def test_turns_at_once_are_counted_until_they_end(store: ConversationStore) -> None:
     quota = Quota(concurrent_turns=1)
     first, second = await make_thread(store), await make_thread(store)
-    lease = await store.acquire_lease(first, "holder", alice(), quota=quota)
+    lease = await store.acquire_lease(first, alice(), quota=quota)
     with pytest.raises(QuotaExceeded):
-        await store.acquire_lease(second, "holder", alice(), quota=quota)
+        await store.acquire_lease(second, alice(), quota=quota)
     await store.end_turn(first, [], RequestContext("alice", lease=lease))
-    await store.acquire_lease(second, "holder", alice(), quota=quota)
+    await store.acquire_lease(second, alice(), quota=quota)
 
 
 async def test_tokens_of_the_day_are_counted(store: ConversationStore) -> None:
     quota, thread_id = Quota(tokens_per_day=15), await make_thread(store)
     await store.add_usage(Usage("", "", "m", 1, 10, 4), alice())
-    lease = await store.acquire_lease(thread_id, "holder", alice(), quota=quota)
+    lease = await store.acquire_lease(thread_id, alice(), quota=quota)
     await store.end_turn(thread_id, [], RequestContext("alice", lease=lease))
     await store.add_usage(Usage("", "", "m", 1, 0, 1), alice())
     with pytest.raises(QuotaExceeded) as caught:
-        await store.acquire_lease(thread_id, "holder", alice(), quota=quota)
+        await store.acquire_lease(thread_id, alice(), quota=quota)
     assert 0 < caught.value.retry_after_seconds <= 86400
 
 
 async def test_a_new_thread_over_quota_is_not_stored(store: ConversationStore) -> None:
     quota, thread = Quota(concurrent_turns=1), ThreadMetadata(id="thr_new", created_at=NOON)
-    await store.acquire_lease(await make_thread(store), "holder", alice(), quota=quota)
+    await store.acquire_lease(await make_thread(store), alice(), quota=quota)
     with pytest.raises(QuotaExceeded):
-        await store.acquire_lease("thr_new", "holder", alice(), quota=quota, new_thread=thread)
+        await store.acquire_lease("thr_new", alice(), quota=quota, new_thread=thread)
     with pytest.raises(NotFoundError):
         await store.load_thread("thr_new", alice())
 
@@ -792,6 +890,13 @@ async def test_a_write_that_was_begun_ends_although_its_caller_was_cancelled(sto
     assert await ids(store, thread_id) == ["i", "j"]
 
 
+async def test_writes_to_a_thread_are_kept_in_the_order_in_which_they_were_begun(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    expected = [f"i{number}" for number in range(20)]
+    await asyncio.gather(*[store.add_thread_item(thread_id, end(item_id, thread_id), alice()) for item_id in expected])
+    assert await ids(store, thread_id) == expected
+
+
 async def test_a_write_that_is_refused_undoes_none_of_those_around_it(store: ConversationStore) -> None:
     thread_id = await make_thread(store)
     writes = [
@@ -803,34 +908,38 @@ async def test_a_write_that_is_refused_undoes_none_of_those_around_it(store: Con
     assert await ids(store, thread_id) == ["i1", "i3", "i5", "i7", "i9"]
 
 
-async def test_what_was_written_is_there_after_the_store_was_opened_again(database: str) -> None:
-    async with open_store(database) as store:
+async def test_what_was_written_is_there_after_the_store_was_opened_again(database: Database) -> None:
+    async with database.open() as store:
         thread_id = await make_thread(store, items=2)
-    async with open_store(database) as store:
+    async with database.open() as store:
         assert await ids(store, thread_id) == ["item_0", "item_1"]
 
 
-async def test_stores_that_open_one_new_database_at_once_take_turns(database: str) -> None:
+async def test_stores_that_open_one_new_database_at_once_take_turns(database: Database) -> None:
     async def use() -> str:
-        async with open_store(database) as store:
+        async with database.open() as store:
             return await make_thread(store)
 
     made = await asyncio.gather(*[use() for _ in range(8)])
-    async with open_store(database) as store:
+    async with database.open() as store:
         assert len((await store.load_threads(100, None, "desc", alice())).data) == len(made)
 
 
-async def test_an_item_that_this_release_cannot_read_hides_itself_and_nothing_else(store: Any) -> None:
+async def test_an_item_that_this_release_cannot_read_hides_itself_and_nothing_else(
+    store: ConversationStore, database: Database
+) -> None:
     thread_id = await make_thread(store, items=3)
     body = f'{{"id": "item_1", "thread_id": "{thread_id}", "created_at": "2030-01-01T00:00:00Z", "type": "hologram"}}'
-    await store._write(lambda db: db.execute("UPDATE items SET body = ? WHERE id = 'item_1'", (body,)))
+    database.execute(f"UPDATE @items SET body = '{body}' WHERE id = 'item_1'")
     page = await store.load_thread_items(thread_id, None, 9, "asc", alice())
     assert [type(item) for item in page.data] == [EndOfTurnItem, HiddenContextItem, EndOfTurnItem]
 
 
-async def test_a_row_that_cannot_be_read_does_not_hold_up_what_others_read(store: Any) -> None:
+async def test_a_row_that_cannot_be_read_does_not_hold_up_what_others_read(
+    store: ConversationStore, database: Database
+) -> None:
     broken, caught = await make_thread(store, items=3), []
-    await store._write(lambda db: db.execute("UPDATE items SET body = '[]'"))
+    database.execute("UPDATE @items SET body = '[]'")
     try:
         await store.load_thread_items(broken, None, 9, "asc", alice())
     except ValueError as error:

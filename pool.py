@@ -1,0 +1,313 @@
+"""Connections to PostgreSQL: so many and no more, each held no longer than one piece of work, none trusted for long."""
+
+import asyncio
+import hashlib
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.adapt import AdaptersMap, Buffer
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
+from psycopg.rows import namedtuple_row
+from psycopg.types.string import StrDumperUnknown, TextLoader
+
+from conversations import IncompatibleDatabase, StoreUnavailable
+from metrics import store_latency
+
+T = TypeVar("T")
+Connection = psycopg.AsyncConnection[Any]
+Values = Sequence[Any] | Mapping[str, Any] | None
+
+CONNECT_SECONDS = 10.0
+"""How long connecting may take, whatever the number of hosts in the address."""
+WAIT_SECONDS = 5.0
+"""How long work waits for a connection while all are in use."""
+WORK_SECONDS = 20.0
+"""How long one piece of work may take; then its connection is given up, since its server may be gone without a word."""
+LOCK_SECONDS = 8
+"""How long a statement waits for a row that another transaction has changed."""
+
+DEFAULTS = {
+    "application_name": "chatkit",
+    "client_encoding": "utf8",
+    "connect_timeout": "3",  # for each host
+    "keepalives_idle": "10",  # a server's machine that went away is noticed in 25 s, not in two hours
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "15000",
+}
+"""Parameters of libpq that an address may overrule. PgBouncer takes them all: those that are sent, it knows."""
+
+BEGIN = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+    f" SET LOCAL lock_timeout = '{LOCK_SECONDS}s';"
+    f" SET LOCAL statement_timeout = '{WORK_SECONDS:.0f}s';"
+    f" SET LOCAL idle_in_transaction_session_timeout = '{LOCK_SECONDS}s'"  # a frozen replica holds its rows so long
+).encode()
+BEGIN_PATIENTLY = (
+    b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0"
+)
+
+PASSING = {
+    "40001",  # serialization_failure
+    "40P01",  # deadlock_detected
+    "25006",  # read_only_sql_transaction: this was the primary until now
+    "57P01",  # admin_shutdown
+    "57P02",  # crash_shutdown
+}
+"""Errors that end a transaction through no fault of its own, so that it may be tried again."""
+
+
+class _Undone(StoreUnavailable):
+    """It failed in a way that passes, and it is certain that nothing was committed."""
+
+
+class Session:
+    """A connection, for as long as one piece of work lasts. In statements, `@` stands for the tables' prefix."""
+
+    def __init__(self, connection: Connection, prefix: str):
+        self._connection = connection
+        self._prefix = prefix
+
+    async def rows(self, statement: str, values: Values = None, *, binary: bool = False) -> list[Any]:
+        """Return all rows, as named tuples."""
+        return await (await self._run(statement, values, binary=binary)).fetchall()
+
+    async def row(self, statement: str, values: Values = None, *, binary: bool = False) -> Any:
+        """Return the first row; None when there is none."""
+        return await (await self._run(statement, values, binary=binary)).fetchone()
+
+    async def execute(self, statement: str, values: Values = None) -> int:
+        """Return the number of rows touched. Without values it may be several statements, split by semicolons."""
+        return (await self._run(statement, values)).rowcount
+
+    async def lock(self, name: str) -> None:
+        """Wait until no other transaction has locked this name, and lock it until this one ends."""
+        digest = hashlib.blake2b(f"{self._prefix}{name}".encode(), digest_size=8).digest()
+        await self.execute("SELECT pg_advisory_xact_lock(%s)", (int.from_bytes(digest, signed=True),))
+
+    async def _run(self, statement: str, values: Values, *, binary: bool = False) -> psycopg.AsyncCursor[Any]:
+        return await self._connection.execute(statement.replace("@", self._prefix).encode(), values, binary=binary)
+
+
+Work = Callable[[Session], Awaitable[T]]
+
+
+class Pool:
+    """At most `size` connections, made when they are needed.
+
+    Nothing is left on a connection between two transactions, so that a pooler may stand between. Work runs in a task
+    of its own: it ends, and its connection comes back in order, even when its caller is cancelled. Each step has its
+    time, so that a server which is gone costs errors, and when it is back the next work connects anew.
+    """
+
+    def __init__(self, address: str, prefix: str, size: int, work_seconds: float = WORK_SECONDS):
+        self._address = _parameters(address)
+        self._prefix = prefix
+        self._size = size
+        self._seconds = work_seconds
+        self._free = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
+        self._running: set[asyncio.Task[Any]] = set()
+        self._newest: dict[str, asyncio.Task[Any]] = {}
+
+    async def read(self, work: Work[T]) -> T:
+        """Return what the work reads, each statement as a transaction of its own; it may be run twice."""
+        with store_latency("read"):
+            return await self._shielded(self._twice(work, None, self._seconds))
+
+    async def write(self, work: Work[T], *, queue: str | None = None) -> T:
+        """Run the work in a transaction and return its result once that is committed.
+
+        It is run a second time only where nothing of the first was committed for certain; where that cannot be known,
+        `StoreUnavailable` says so. Work of one queue (a thread, say) is run in the order in which it came, even when
+        the caller of an earlier one was cancelled.
+        """
+        with store_latency("write"):
+            if queue is None:
+                return await self._shielded(self._twice(work, BEGIN, self._seconds))
+            previous = self._newest.get(queue)
+            running = self._started(self._after(previous, work))
+            self._newest[queue] = running
+            running.add_done_callback(lambda _: self._newest.get(queue) is running and self._newest.pop(queue))
+            return await asyncio.shield(running)
+
+    async def write_patiently(self, work: Work[T], seconds: float) -> T:
+        """Run the work in a transaction that may take so long, and wait for locks so long."""
+        return await self._shielded(self._twice(work, BEGIN_PATIENTLY, seconds))
+
+    async def close(self) -> None:
+        """Close all connections, after what still runs; that is over in seconds, whatever the server does."""
+        while self._running:
+            await asyncio.wait(self._running)
+        await self._close_idle()
+
+    def _started(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        running = asyncio.create_task(work, name="database")
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return running
+
+    async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.shield(self._started(work))
+
+    async def _after(self, previous: asyncio.Task[Any] | None, work: Work[T]) -> T:
+        if previous is not None and not previous.done():
+            await asyncio.wait({previous}, timeout=self._seconds)
+            if not previous.done():
+                raise StoreUnavailable(f"an earlier write did not end within {self._seconds:.0f} s")
+        return await self._twice(work, BEGIN, self._seconds)
+
+    async def _twice(self, work: Work[T], begin: bytes | None, seconds: float) -> T:
+        until = asyncio.get_running_loop().time() + seconds
+        try:
+            return await self._once(work, begin, until)
+        except _Undone:
+            await self._close_idle()  # what ended one connection has mostly ended them all
+            return await self._once(work, begin, until)
+
+    async def _once(self, work: Work[T], begin: bytes | None, until: float) -> T:
+        async with self._connection() as connection, _deadline(connection, until):
+            session = Session(connection, self._prefix)
+            if begin is None:
+                return await work(session)
+            async with _transaction(connection, begin):
+                return await work(session)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._free.acquire()
+        except TimeoutError:
+            raise StoreUnavailable(f"all {self._size} connections to the database are in use") from None
+        try:
+            connection = self._idle.pop() if self._idle else await self._connect()
+            try:
+                yield connection
+            finally:
+                await self._put_back(connection)
+        finally:
+            self._free.release()
+
+    async def _connect(self) -> Connection:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                return await psycopg.AsyncConnection.connect(
+                    self._address,
+                    autocommit=True,  # transactions are begun by `_transaction`
+                    prepare_threshold=None,  # PgBouncer before 1.21 loses prepared statements in transaction mode
+                    context=_STRINGS,
+                    row_factory=namedtuple_row,
+                )
+        except TimeoutError:
+            raise StoreUnavailable(f"the database did not let us in within {CONNECT_SECONDS:.0f} s") from None
+        except psycopg.Error as error:
+            raise StoreUnavailable(_one_line(str(error))) from None
+
+    async def _put_back(self, connection: Connection) -> None:
+        if connection.info.transaction_status == TransactionStatus.IDLE:
+            self._idle.append(connection)
+        else:
+            await connection.close()
+
+    async def _close_idle(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+
+def _parameters(address: str) -> str:
+    try:
+        return make_conninfo("", **{**DEFAULTS, **conninfo_to_dict(address)})
+    except psycopg.ProgrammingError:  # its text may quote the password
+        raise IncompatibleDatabase(
+            "The address of a PostgreSQL database is postgresql://USER:PASSWORD@HOST/DATABASE."
+        ) from None
+
+
+@contextmanager
+def lone_connection(address: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection for a command, in a transaction that is committed unless an exception ends it."""
+    try:
+        with psycopg.connect(_parameters(address), prepare_threshold=None, context=_STRINGS) as connection:
+            yield connection
+    except psycopg.Error as error:
+        raise StoreUnavailable(_words(error)) from None
+
+
+@asynccontextmanager
+async def _transaction(connection: Connection, begin: bytes) -> AsyncIterator[None]:
+    await connection.execute(begin)
+    try:
+        yield
+    except BaseException:
+        if not connection.broken:
+            await connection.execute(b"ROLLBACK")
+        raise
+    try:
+        await connection.execute(b"COMMIT")
+    except psycopg.Error as error:
+        raise StoreUnavailable(f"{_words(error)}; whether the last write was committed is not known") from None
+
+
+@asynccontextmanager
+async def _deadline(connection: Connection, until: float) -> AsyncIterator[None]:
+    """Give the connection up at that time of the loop; raise what the database raises as `StoreUnavailable`."""
+    loop = asyncio.get_running_loop()
+    late = loop.call_at(until, _hang_up, connection)
+    try:
+        yield
+    except psycopg.Error as error:
+        if loop.time() >= until:
+            raise StoreUnavailable(f"the database did not answer in time: {_words(error)}") from None
+        if connection.broken or error.sqlstate in PASSING:
+            await connection.close()
+            raise _Undone(_words(error)) from None
+        raise StoreUnavailable(_words(error)) from None
+    finally:
+        late.cancel()
+
+
+def _hang_up(connection: Connection) -> None:
+    """End the connection under whoever waits for it; psycopg's own way of giving up asks the server first."""
+    if not connection.closed:
+        with socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
+            line.shutdown(socket.SHUT_RDWR)
+
+
+def _words(error: psycopg.Error) -> str:
+    """Return what went wrong without what PostgreSQL may quote of a row: details, and what a value should have been."""
+    if error.sqlstate is None:
+        return _one_line(str(error))
+    quotes_values = error.sqlstate.startswith("22")
+    said = "" if quotes_values else f": {error.diag.message_primary}"
+    return f"PostgreSQL answers {type(error).__name__} ({error.sqlstate}){said}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# --- strings ------------------------------------------------------------------------------------------------------
+# PostgreSQL's text cannot hold U+0000, and Python's can: an id or a title with one must neither fail nor become
+# another. U+001A (substitute) stands for it. JSON is not touched by this: it has neither, but for escapes of its own.
+
+
+class _Dumper(StrDumperUnknown):
+    def dump(self, obj: str) -> Buffer | None:
+        return super().dump(obj.replace("\x1a", "\x1a1").replace("\x00", "\x1a0"))
+
+
+class _Loader(TextLoader):
+    def load(self, data: Buffer) -> bytes | str:
+        text = super().load(data)
+        return text.replace("\x1a0", "\x00").replace("\x1a1", "\x1a") if isinstance(text, str) else text
+
+
+_STRINGS = AdaptersMap(psycopg.adapters)
+_STRINGS.register_dumper(str, _Dumper)
+_STRINGS.register_loader("text", _Loader)

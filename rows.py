@@ -1,0 +1,152 @@
+"""Threads and items as rows, and cursors between them, the same for every database."""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from chatkit.store import NotFoundError
+from chatkit.types import (
+    ActiveStatus,
+    Attachment,
+    ClosedStatus,
+    HiddenContextItem,
+    LockedStatus,
+    Page,
+    ThreadItem,
+    ThreadMetadata,
+)
+from pydantic import TypeAdapter, ValidationError
+
+from context import RequestContext
+from conversations import aware
+
+log = logging.getLogger("service.store")
+
+T = TypeVar("T")
+
+_item = TypeAdapter[ThreadItem](ThreadItem)
+_attachment = TypeAdapter[Attachment](Attachment)
+_status = TypeAdapter[ActiveStatus | LockedStatus | ClosedStatus](ActiveStatus | LockedStatus | ClosedStatus)
+_json = TypeAdapter[Any](Any)
+
+
+def item_row(thread_id: str, item: ThreadItem) -> dict[str, str]:
+    """Return the columns `id`, `type` and `body` of an item of this thread."""
+    if item.thread_id != thread_id or item.created_at.utcoffset() != timedelta(0):
+        item = item.model_copy(update={"thread_id": thread_id, "created_at": aware(item.created_at)})
+    body = item.model_dump_json(by_alias=True, warnings=False)  # pydantic's warnings quote the value
+    return {"id": item.id, "type": item.type, "body": body}
+
+
+def read_item(body: str) -> ThreadItem:
+    """Return the item of a row's `body`.
+
+    One that this release cannot read, written by a newer one say, comes back as a hidden item in its place: it must
+    not make its thread unreadable. The row stays as it is. A body that is no item at all raises `ValidationError`.
+    """
+    try:
+        return _item.validate_json(body)
+    except ValidationError:
+        unread = _Unread.validate_json(body)
+        log.warning("item %s is of a kind that this release cannot read: %.40s", unread.id, unread.type)
+        return HiddenContextItem(
+            id=unread.id,
+            thread_id=unread.thread_id,
+            created_at=unread.created_at,
+            content="Something was shown here that cannot be read any more.",
+        )
+
+
+@dataclass
+class _UnreadItem:
+    id: str
+    thread_id: str
+    created_at: datetime
+    type: str
+
+
+_Unread = TypeAdapter(_UnreadItem)
+
+
+def thread_row(thread: ThreadMetadata) -> dict[str, str | None]:
+    """Return the columns of a thread that `save_thread` may change."""
+    domains = thread.allowed_image_domains
+    return {
+        "title": thread.title,
+        "status": _status.dump_json(thread.status, warnings=False).decode(),
+        "allowed_image_domains": None if domains is None else _json.dump_json(domains).decode(),
+        "metadata": _json.dump_json(thread.metadata).decode(),
+    }
+
+
+def changed_columns(thread: ThreadMetadata, context: RequestContext) -> dict[str, str | None]:
+    """Return the columns in which the thread differs from what this request loaded; all, when it loaded none.
+
+    Written alone, they leave what another request has changed meanwhile (ChatKit 1.6.5 saves the whole thread at the
+    end of a stream, and so undoes a rename).
+    """
+    row = thread_row(thread)
+    loaded = context.loaded_threads.get(thread.id)
+    if loaded is None:
+        return row
+    before = thread_row(loaded)
+    return {name: value for name, value in row.items() if value != before[name]}
+
+
+def read_thread(
+    id: str, created_at: str, title: str | None, status: str, allowed_image_domains: str | None, metadata: str
+) -> ThreadMetadata:
+    """Return the thread of a row."""
+    return ThreadMetadata(
+        id=id,
+        created_at=datetime.fromisoformat(created_at),
+        title=title,
+        status=_status.validate_json(status),
+        allowed_image_domains=None if allowed_image_domains is None else _json.validate_json(allowed_image_domains),
+        metadata=_json.validate_json(metadata),
+    )
+
+
+def remember(thread: ThreadMetadata, context: RequestContext) -> None:
+    """Note the thread as this request now knows it, for `changed_columns`."""
+    context.loaded_threads[thread.id] = thread.model_copy(deep=True)
+
+
+def attachment_body(attachment: Attachment) -> str:
+    """Return the column `body` of an attachment."""
+    return _attachment.dump_json(attachment, warnings=False).decode()
+
+
+def read_attachment(body: str) -> Attachment:
+    """Return the attachment of a row's `body`."""
+    return _attachment.validate_json(body)
+
+
+# --- cursors ------------------------------------------------------------------------------------------------------
+
+_CURSOR = "after:"
+
+
+def cursor(seq: int) -> str:
+    """Return the cursor behind the row with this sequence number; it outlives the row."""
+    return f"{_CURSOR}{seq}"
+
+
+def cursor_seq(after: str) -> int | None:
+    """Return the sequence number in a cursor of ours; None when it must be an item's or a thread's id."""
+    digits = after.removeprefix(_CURSOR)
+    if digits == after:
+        return None
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+        raise NotFoundError(after)
+    return int(digits)
+
+
+def page(found: list[tuple[int, T]], limit: int) -> Page[T]:
+    """Return the page of the first `limit` of (sequence number, row), where one row more says that there is more."""
+    return Page(
+        data=[row for _, row in found[:limit]],
+        has_more=len(found) > limit,
+        after=cursor(found[limit - 1][0]) if len(found) > limit else None,
+    )

@@ -1,0 +1,482 @@
+"""What is PostgreSQL's own: replicas, a server that goes and comes back, poolers, and how connections are used."""
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from chatkit.types import ThreadMetadata
+
+from context import RequestContext
+from conversations import (
+    ConversationStore,
+    IncompatibleDatabase,
+    Quota,
+    QuotaExceeded,
+    StoreUnavailable,
+    ThreadBusy,
+    Usage,
+)
+from databases import PostgresDatabase
+from pool import Pool
+from postgres import PostgresStore, migrate
+from postgres_server import PostgresServer, pgbouncer
+from postgresschema import MIGRATIONS
+from service import errors_of, service, thread_of
+from store import open_store
+from test_store import NOON, alice, end, file, ids, make_thread
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def replicas(database: PostgresDatabase) -> AsyncIterator[list[ConversationStore]]:
+    """Two stores on one database, as two machines have them."""
+    async with database.open() as here, database.open() as there:
+        yield [here, there]
+
+
+@contextmanager
+def held(database: PostgresDatabase, statement: str) -> Any:
+    """Hold what the statement locks, as a transaction of another process that does not end."""
+    with closing(psycopg.connect(database.url)) as connection:
+        connection.execute(statement.replace("@", database.prefix).encode())
+        yield
+        connection.rollback()
+
+
+def outcomes(results: list[Any]) -> Counter[type]:
+    return Counter(type(result) for result in results)
+
+
+# --- schema -------------------------------------------------------------------------------------------------------
+
+
+async def test_replicas_that_start_together_make_the_tables_once(postgres: PostgresDatabase) -> None:
+    async with AsyncExitStack() as stack:
+        stores = await asyncio.gather(*[stack.enter_async_context(postgres.open()) for _ in range(8)])
+        assert len({await store.load_link_key() for store in stores}) == 1
+    assert postgres.query("SELECT version FROM @schema_version") == [(len(MIGRATIONS),)]
+
+
+async def test_a_database_of_a_newer_release_is_refused_and_left_alone(postgres: PostgresDatabase) -> None:
+    postgres.execute("CREATE TABLE @schema_version AS SELECT 9999 AS version")
+    with pytest.raises(IncompatibleDatabase, match="schema 9999, made by a newer release"):
+        async with postgres.open():
+            pass
+    assert postgres.names() == {f"{postgres.prefix}schema_version"}
+
+
+async def test_a_migration_that_fails_changes_nothing(postgres: PostgresDatabase) -> None:
+    pool = Pool(postgres.url, postgres.prefix, 1)
+    with pytest.raises(StoreUnavailable):
+        await pool.write_patiently(lambda db: migrate(db, [*MIGRATIONS, "CREATE TABLE @a (); CREATE TABLE @a ();"]), 60)
+    await pool.close()
+    assert postgres.names() == set()
+
+
+async def test_a_newer_release_runs_only_the_migrations_that_are_new(postgres: PostgresDatabase) -> None:
+    async with postgres.open() as store:
+        thread_id = await make_thread(store)
+        pool = Pool(postgres.url, postgres.prefix, 1)
+        await pool.write_patiently(lambda db: migrate(db, [*MIGRATIONS, "CREATE TABLE @more (a text)"]), 60)
+        await pool.close()
+        await store.load_thread(thread_id, alice())
+    assert f"{postgres.prefix}more" in postgres.names()
+
+
+async def test_everything_in_the_database_has_the_prefix(postgres: PostgresDatabase) -> None:
+    everything = (
+        "SELECT relname FROM pg_class UNION SELECT typname FROM pg_type UNION SELECT conname FROM pg_constraint"
+    )
+    before = set(postgres.query(everything))
+    async with postgres.open():
+        made = {name.removeprefix("_") for (name,) in set(postgres.query(everything)) - before}  # _: types of arrays
+    ours = {name for name in made if not name.startswith("pg_toast")}
+    assert len(ours) > 20
+    assert {name for name in ours if not name.startswith(postgres.prefix)} == set()
+
+
+async def test_two_prefixes_are_two_stores(postgres: PostgresDatabase) -> None:
+    async with postgres.open() as store, open_store(postgres.url, f"{postgres.prefix}b_") as other:
+        await make_thread(store)
+        assert (await other.load_threads(9, None, "desc", alice())).data == []
+
+
+async def test_a_database_that_cannot_hold_every_character_is_refused(
+    postgres: PostgresDatabase, running_postgres: PostgresServer
+) -> None:
+    name = f"{postgres.prefix}ascii"
+    running_postgres.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    with pytest.raises(IncompatibleDatabase, match="SQL_ASCII"):
+        async with open_store(f"{postgres.url.removesuffix('postgres')}{name}"):
+            pass
+
+
+async def test_without_its_driver_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("postgres", "pool"):
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(IncompatibleDatabase, match=r"pip install 'chatkit-service\[postgres\]'"):
+        async with open_store("postgresql://127.0.0.1/x"):
+            pass
+
+
+# --- replicas -----------------------------------------------------------------------------------------------------
+
+
+async def test_of_twenty_turns_in_two_replicas_one_gets_the_thread(postgres: PostgresDatabase) -> None:
+    async with replicas(postgres) as stores:
+        thread_id = await make_thread(stores[0])
+        for _ in range(5):
+            wanted = [stores[number % 2].acquire_lease(thread_id, alice()) for number in range(20)]
+            results = await asyncio.gather(*wanted, return_exceptions=True)
+            assert outcomes(results) == {str: 1, ThreadBusy: 19}
+            [lease] = [result for result in results if isinstance(result, str)]
+            await stores[1].end_turn(thread_id, [], RequestContext("alice", lease=lease))
+
+
+async def test_of_twenty_that_find_a_dead_turn_one_stores_what_it_had_shown(postgres: PostgresDatabase) -> None:
+    async with replicas(postgres) as stores:
+        thread_id = await make_thread(stores[0])
+        turn = RequestContext("alice", lease=await stores[0].acquire_lease(thread_id, alice()))
+        await stores[0].save_checkpoints(thread_id, [end("shown", thread_id)], turn)
+        postgres.expire_leases()
+        await asyncio.gather(*[stores[number % 2].load_thread(thread_id, alice()) for number in range(20)])
+        assert len(await ids(stores[0], thread_id)) == 2  # and the marker
+
+
+@pytest.mark.parametrize("quota", [Quota(concurrent_turns=3), Quota(turns_per_minute=3)])
+async def test_quotas_of_turns_hold_exactly_across_replicas(postgres: PostgresDatabase, quota: Quota) -> None:
+    async with replicas(postgres) as stores:
+        threads = [await make_thread(stores[0]) for _ in range(16)]
+        wanted = [
+            stores[number % 2].acquire_lease(thread_id, alice(), quota=quota)
+            for number, thread_id in enumerate(threads)
+        ]
+        assert outcomes(await asyncio.gather(*wanted, return_exceptions=True)) == {str: 3, QuotaExceeded: 13}
+
+
+async def test_the_quota_of_storage_holds_exactly_across_replicas(postgres: PostgresDatabase) -> None:
+    async with replicas(postgres) as stores:
+        wanted = [stores[number % 2].reserve_attachment(file(f"a{number}"), 30, 100, alice()) for number in range(16)]
+        assert outcomes(await asyncio.gather(*wanted, return_exceptions=True)) == {type(None): 3, QuotaExceeded: 13}
+        reserved = [name for (name,) in postgres.query("SELECT id FROM @attachments")]
+        wanted = [
+            stores[number % 2].write_chunk(
+                name, await stores[0].begin_upload(name, alice()), 0, b"x" * 36, 100, alice()
+            )
+            for number, name in enumerate(reserved)
+        ]
+        assert outcomes(await asyncio.gather(*wanted, return_exceptions=True)) == {type(None): 1, QuotaExceeded: 2}
+
+
+async def test_whoever_reads_on_from_a_cursor_misses_nothing_of_what_two_replicas_write(
+    postgres: PostgresDatabase,
+) -> None:
+    async with replicas(postgres) as stores:
+        thread_id = await make_thread(stores[0])
+        writing = asyncio.gather(
+            *[
+                stores[number % 2].add_thread_item(thread_id, end(f"i{number}", thread_id), alice())
+                for number in range(60)
+            ]
+        )
+        seen: list[str] = []
+        while len(seen) < 60:
+            done = writing.done()
+            page = await stores[0].load_thread_items(thread_id, seen[-1] if seen else None, 100, "asc", alice())
+            seen += [item.id for item in page.data]
+            assert not done or page.data, "items were passed over"
+        assert len(set(seen)) == 60
+        await writing
+
+
+async def test_one_item_added_by_two_replicas_at_once_is_one_item(postgres: PostgresDatabase) -> None:
+    async with replicas(postgres) as stores:
+        thread_id = await make_thread(stores[0])
+        for number in range(10):
+            await asyncio.gather(
+                *[store.add_thread_item(thread_id, end(f"i{number}", thread_id), alice()) for store in stores * 2]
+            )
+        assert await ids(stores[0], thread_id) == [f"i{number}" for number in range(10)]
+
+
+async def test_a_thread_that_is_deleted_while_another_replica_writes_to_it_stays_deleted(
+    postgres: PostgresDatabase,
+) -> None:
+    async with replicas(postgres) as stores:
+        for _ in range(5):
+            thread_id = await make_thread(stores[0])
+            adding = [
+                stores[0].add_thread_item(thread_id, end(f"i{number}", thread_id), alice()) for number in range(4)
+            ]
+            await asyncio.gather(stores[1].delete_thread(thread_id, alice()), *adding, return_exceptions=True)
+            assert postgres.query(f"SELECT id FROM @items WHERE thread_id = '{thread_id}'") == []
+
+
+def test_two_services_on_one_database_go_on_with_each_others_conversations(postgres: PostgresDatabase) -> None:
+    environ = {"DATABASE_URL": postgres.url, "TABLE_PREFIX": postgres.prefix}
+    with service(**environ) as here, service(**environ) as there:
+        thread_id = thread_of(here.create("Hello"))
+        there.say(thread_id, "And then?")
+        assert errors_of(here.say(thread_id, "And in the end?")) == []
+        assert here.items(thread_id) == there.items(thread_id)
+        assert [item["type"] for item in here.items(thread_id)] == ["user_message", "assistant_message"] * 3
+
+
+# --- a server that goes and comes back ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(running_postgres: PostgresServer) -> Any:
+    """The server, which this test may stop."""
+    yield running_postgres
+    if not running_postgres.is_running:
+        running_postgres.start()
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_a_server_that_is_stopped_and_started_costs_errors_meanwhile_and_none_afterwards(
+    postgres: PostgresDatabase, server: PostgresServer, mode: str
+) -> None:
+    async with postgres.open() as store:
+        threads = [await make_thread(store) for _ in range(8)]
+        stored: list[tuple[str, str]] = []
+        failed_at: list[float] = []
+        over = asyncio.Event()
+
+        async def write(thread_id: str) -> None:
+            for number in range(10_000):
+                if over.is_set():
+                    return
+                try:
+                    await store.add_thread_item(thread_id, end(f"i{number}", thread_id), alice())
+                    stored.append((thread_id, f"i{number}"))
+                except StoreUnavailable:
+                    failed_at.append(time.monotonic())
+                await asyncio.sleep(0.02)
+
+        writing = asyncio.gather(*[write(thread_id) for thread_id in threads])
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(server.stop, mode)
+        with pytest.raises(StoreUnavailable):
+            async with asyncio.timeout(5):
+                await store.ping()
+        await asyncio.to_thread(server.start)
+        started_at = time.monotonic()
+        await asyncio.sleep(1.5)
+        over.set()
+        await writing
+        assert failed_at
+        assert not [moment for moment in failed_at if moment > started_at + 0.5]
+        for thread_id in threads:
+            kept = set(await all_ids(store, thread_id))
+            assert {item_id for thread, item_id in stored if thread == thread_id} <= kept
+
+
+async def all_ids(store: ConversationStore, thread_id: str) -> list[str]:
+    found, after = [], None
+    while True:
+        page = await store.load_thread_items(thread_id, after, 100, "asc", alice())
+        found += [item.id for item in page.data]
+        if not page.has_more:
+            return found
+        after = page.after
+
+
+async def test_connections_that_the_server_has_ended_cost_nobody_an_error(postgres: PostgresDatabase) -> None:
+    async with postgres.open() as store:
+        thread_id = await make_thread(store)
+        await asyncio.gather(*[store.load_thread(thread_id, alice()) for _ in range(5)])
+        for number in range(3):
+            postgres.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'chatkit'")
+            await store.add_thread_item(thread_id, end(f"i{number}", thread_id), alice())
+            postgres.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'chatkit'")
+            await asyncio.gather(*[store.load_thread(thread_id, alice()) for _ in range(5)])
+        assert await ids(store, thread_id) == ["i0", "i1", "i2"]
+
+
+async def test_a_server_that_does_not_answer_is_given_up_in_time_and_taken_back(postgres: PostgresDatabase) -> None:
+    async with PostgresStore(postgres.url, postgres.prefix, pool_size=2, work_seconds=0.5) as store:
+        thread_id = await make_thread(store)
+        with held(postgres, "LOCK TABLE @threads"):
+            began = time.monotonic()
+            asked = [store.load_thread(thread_id, alice()) for _ in range(4)]
+            asked.append(store.save_thread(ThreadMetadata(id="thr_1", created_at=NOON), alice()))  # type: ignore[arg-type]
+            async with asyncio.timeout(10):
+                results = await asyncio.gather(*asked, return_exceptions=True)
+            assert outcomes(results) == {StoreUnavailable: 5}
+            assert "did not answer in time" in str(results[0])
+            assert time.monotonic() - began < 4
+        await asyncio.gather(*[store.load_thread(thread_id, alice()) for _ in range(4)])
+
+
+async def test_a_server_that_is_not_there_is_named() -> None:
+    with pytest.raises(StoreUnavailable, match="port 1 failed"):
+        async with open_store("postgresql://user:hidden@127.0.0.1:1/x"):
+            pass
+
+
+async def test_an_address_that_cannot_be_read_is_refused_and_not_repeated() -> None:
+    with pytest.raises(IncompatibleDatabase) as caught:
+        async with open_store("postgresql://user:hidden@127.0.0.1/x?surprise=1"):
+            pass
+    assert "hidden" not in str(caught.value)
+
+
+class Line:
+    """A way to the server that breaks once, as soon as the client has said `breaks_at`."""
+
+    def __init__(self, url: str):
+        self._there = urlsplit(url)
+        self.breaks_at: bytes | None = None
+        self._lines = 0
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[str]:
+        async with await asyncio.start_server(self._connect, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            yield self._there._replace(netloc=f"postgres@127.0.0.1:{port}").geturl()
+            while self._lines:
+                await asyncio.sleep(0.01)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._lines += 1
+        answers, asks = await asyncio.open_connection(self._there.hostname, self._there.port)
+        answering = asyncio.create_task(self._carry(answers, writer))
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                asks.write(data)
+                if self.breaks_at is not None and self.breaks_at in data:
+                    self.breaks_at = None
+                    answering.cancel()
+                    break
+        for way in (asks, writer):
+            way.close()
+            with suppress(OSError):
+                await way.wait_closed()
+        await asyncio.wait({answering})
+        self._lines -= 1
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+
+
+async def test_a_write_whose_line_broke_before_its_commit_is_made_again_and_once(postgres: PostgresDatabase) -> None:
+    line = Line(postgres.url)
+    async with line.open() as url, open_store(url, postgres.prefix) as store:
+        line.breaks_at = f"INTO {postgres.prefix}usage".encode()
+        await store.add_usage(Usage("", "", "m", 1, 1, 1), alice())
+        assert line.breaks_at is None
+        assert [used.requests for used in await store.load_usage()] == [1]
+
+
+async def test_a_write_whose_line_broke_at_its_commit_is_not_made_twice(postgres: PostgresDatabase) -> None:
+    line = Line(postgres.url)
+    async with line.open() as url, open_store(url, postgres.prefix) as store:
+        line.breaks_at = b"COMMIT\0"  # BEGIN says COMMITTED
+        with pytest.raises(StoreUnavailable, match="whether the last write was committed is not known"):
+            await store.add_usage(Usage("", "", "m", 1, 1, 1), alice())
+        assert sum(used.requests for used in await store.load_usage()) <= 1
+
+
+async def test_what_the_database_says_of_an_error_carries_nothing_that_a_user_wrote(postgres: PostgresDatabase) -> None:
+    async with postgres.open() as store:
+        postgres.execute("ALTER TABLE @threads ADD CONSTRAINT @no CHECK (title <> 'my secret')")
+        with pytest.raises(StoreUnavailable, match=r"CheckViolation \(23514\)") as caught:
+            await store.save_thread(ThreadMetadata(id="t", created_at=NOON, title="my secret"), alice())
+        postgres.execute("ALTER TABLE @threads ADD CONSTRAINT @nor CHECK (title::int > 0)")
+        with pytest.raises(StoreUnavailable, match=r"\(22P02\)") as caught_too:
+            await store.save_thread(ThreadMetadata(id="t", created_at=NOON, title="my other secret"), alice())
+    for error in (caught.value, caught_too.value):
+        assert "secret" not in str(error)
+        assert error.__cause__ is None
+        assert error.__suppress_context__
+
+
+# --- connections --------------------------------------------------------------------------------------------------
+
+
+async def test_a_process_has_no_more_connections_than_it_may_have(postgres: PostgresDatabase) -> None:
+    name = f"{postgres.prefix}bound"
+    async with PostgresStore(f"{postgres.url}?application_name={name}", postgres.prefix, pool_size=3) as store:
+        thread_id = await make_thread(store)
+        with held(postgres, "LOCK TABLE @threads"):
+            asked = asyncio.gather(*[store.load_thread(thread_id, alice()) for _ in range(30)])
+            await asyncio.sleep(0.5)
+            count = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}'"
+            assert postgres.query(count) == [(3,)]
+        assert len(await asked) == 30
+        assert postgres.query(count) == [(3,)]
+
+
+async def test_a_turn_holds_no_connection_while_it_waits(postgres: PostgresDatabase) -> None:
+    async with PostgresStore(postgres.url, postgres.prefix, pool_size=1) as store:
+        leases = {await store.acquire_lease(await make_thread(store), alice()) for _ in range(5)}
+        assert await store.renew_leases(leases) == leases
+
+
+async def test_a_write_that_waits_for_a_row_ends_although_its_caller_was_cancelled(postgres: PostgresDatabase) -> None:
+    async with postgres.open() as store:
+        thread_id = await make_thread(store)
+        turn = RequestContext("alice", lease=await store.acquire_lease(thread_id, alice()))
+        with held(postgres, f"SELECT FROM @threads WHERE id = '{thread_id}' FOR UPDATE"):
+            cancelled = asyncio.create_task(store.add_thread_item(thread_id, end("i", thread_id), turn))
+            await asyncio.sleep(0.2)
+            cancelled.cancel()
+            ending = asyncio.create_task(store.end_turn(thread_id, [end("j", thread_id)], turn))
+            await asyncio.sleep(0.2)
+        await ending
+        assert cancelled.cancelled()
+        assert await ids(store, thread_id) == ["i", "j"]
+
+
+async def test_a_store_that_is_closed_ends_what_was_begun_and_leaves_no_connection(postgres: PostgresDatabase) -> None:
+    name = f"{postgres.prefix}closed"
+    async with open_store(f"{postgres.url}?application_name={name}", postgres.prefix) as store:
+        thread_id = await make_thread(store)
+        writing = asyncio.create_task(store.add_thread_item(thread_id, end("i", thread_id), alice()))
+        await asyncio.sleep(0)
+        writing.cancel()
+    async with postgres.open() as store:
+        assert await ids(store, thread_id) == ["i"]
+    deadline = time.monotonic() + 5
+    while postgres.query(f"SELECT 1 FROM pg_stat_activity WHERE application_name = '{name}'"):
+        assert time.monotonic() < deadline
+
+
+async def test_a_pooler_in_transaction_mode_may_stand_between(
+    postgres: PostgresDatabase, running_postgres: PostgresServer
+) -> None:
+    with pgbouncer(running_postgres, pool_size=3) as url:
+        async with AsyncExitStack() as stack:
+            stores = await asyncio.gather(
+                *[stack.enter_async_context(open_store(url, postgres.prefix)) for _ in range(4)]
+            )
+
+            async def turn(number: int) -> list[str]:
+                store, context = stores[number % 4], RequestContext(f"user{number % 5}")
+                thread_id = await make_thread(store, items=2, context=context)
+                quota = Quota(turns_per_minute=100, concurrent_turns=100, tokens_per_day=100)
+                lease = await store.acquire_lease(thread_id, context, quota=quota)
+                running = RequestContext(context.user_id, lease=lease)
+                await store.save_checkpoints(thread_id, [end("open", thread_id)], running)
+                await store.end_turn(thread_id, [end("open", thread_id)], running)
+                await store.reserve_attachment(file(f"a{number}"), 3, 1000, context)
+                upload = await store.begin_upload(f"a{number}", context)
+                await store.write_chunk(f"a{number}", upload, 0, b"\x00\xff\\", 1000, context)
+                await store.finish_upload(f"a{number}", upload, context)
+                assert await store.read_chunk(f"a{number}", 0, context) == b"\x00\xff\\"
+                page = await store.load_thread_items(thread_id, None, 9, "asc", RequestContext(context.user_id))
+                return [item.id for item in page.data]
+
+            turns = await asyncio.gather(*[turn(number) for number in range(40)])
+            assert turns == [["item_0", "item_1", "open"]] * 40
