@@ -1,26 +1,31 @@
 """The service over HTTP. Read from the top: how a request travels."""
 
 import asyncio
+import gc
 import logging
-import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import chatkitlogger  # noqa: F401 (before all else of ChatKit)
+
+# isort: split
 from chatkit.server import StreamingResult
 from chatkit.store import NotFoundError
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import metrics
 from agentmodule import AgentModule
 from attachments import Attachments, LinkRefused
 from auth import InvalidToken, KeysUnavailable, TokenMissing, bearer_token
@@ -30,21 +35,26 @@ from conversations import AlreadySent, AlreadyUploaded, Quota, QuotaExceeded, St
 from dictation import Dictation, DictationFailed
 from failures import Refused, log_failure, quota_words, words_for
 from files import file_routes
-from local import Forbidden, LocalAccess
+from local import Forbidden, LocalAccess, is_host
 from page import PageSettings, page_routes
 from provider import open_upstream, run_config
+from sdk import parse_request
 from server import ChatServer
 from settings import Settings, SettingsError, is_loopback, load_environ
 from sockets import listening_hosts
 from store import open_store
+from telemetry import Telemetry, note, request_id
 from toolservers import ToolServers
 from tour import with_tour
 from turns import Stopped, Turn, Turns
+from upkeep import upkeep
 
 log = logging.getLogger("service")
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_DICTATION_BYTES = 34 * 1024 * 1024
+MAX_DICTATIONS = 4
+"""At once in a process: each takes several times its body's length in memory."""
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
@@ -57,17 +67,19 @@ def create_app(settings: Settings | None = None) -> Starlette:
             *file_routes(authenticate),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            Route("/metrics", show_metrics),
             *page_routes(page_settings(settings)),
         ],
         middleware=[
+            Middleware(Telemetry),
             Middleware(
-                CORSMiddleware,  # outermost, so that a browser may read errors too; bearer tokens need no credentials
+                CORSMiddleware,  # around all errors, so that a browser may read them; bearer tokens need no credentials
                 allow_origins=settings.allowed_origins,
                 allow_methods=["GET", "POST", "PUT"],
                 allow_headers=["*"],
                 expose_headers=["retry-after", "x-request-id"],
             ),
-            Middleware(RequestIds),
+            Middleware(Unforeseen),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan(settings),
@@ -99,6 +111,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 open_upstream(
                     api_key=settings.openai_api_key,
                     base_url=settings.openai_base_url,
+                    default_model=settings.openai_default_model,
                     api=settings.openai_api,
                     max_connections=settings.max_turns,
                     timeout_seconds=settings.turn_timeout_seconds,
@@ -109,9 +122,10 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
             if not (settings.jwks_url or settings.allow_anonymous):
                 await stack.enter_async_context(_loopback_only())
             store = await stack.enter_async_context(open_store(settings.database_url, settings.table_prefix))
+            link_key = await store.load_link_key()
             attachments = Attachments(
                 store,
-                await store.load_link_key(),
+                link_key,
                 max_bytes=settings.max_attachment_bytes,
                 types=settings.attachment_types,
                 max_storage_bytes=settings.max_storage_bytes_per_user,
@@ -145,17 +159,42 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 tool_servers=tool_servers,
                 dictation=Dictation(upstream.client, settings.transcribe_model) if upstream.client else None,
             )
+            await stack.enter_async_context(upkeep(store, settings.retention_days))
+            stack.enter_context(_quiet_collector())
             yield {
                 "settings": settings,
+                "log_key": link_key,
                 "verifier": verifier,
                 "local": local,
                 "store": store,
                 "attachments": attachments,
                 "tool_servers": tool_servers,
                 "server": server,
+                "dictations": asyncio.Semaphore(MAX_DICTATIONS),
             }
 
     return open_all
+
+
+YOUNG_OBJECTS = 50_000
+"""How many more objects there are before the garbage collector looks again (Python's own: 700)."""
+
+
+@contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """Spare the garbage collector the SDKs' hundreds of thousands of objects, which live as long as the process.
+
+    It would walk them again and again, for a good part of what a turn costs.
+    """
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 NO_LOGIN = (
@@ -200,7 +239,10 @@ def _require_loopback() -> None:
 
 async def chatkit(request: Request) -> Response:
     context = await authenticate(request)
-    result = await request.state.server.process(await read_json(request), context)
+    async with read_json(request) as body:
+        if len(body) > MAX_BODY_BYTES:
+            _require_dictation(body)
+        result = await request.state.server.process(body, context)
     if isinstance(result, Turn):
         settings: Settings = request.state.settings
         return TurnResponse(result, settings.heartbeat_seconds, stop_when_gone=settings.on_disconnect == "cancel")
@@ -222,8 +264,22 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
+def show_metrics(request: Request) -> Response:
+    if not request.state.verifier:
+        require_local(request)
+    if not metrics.AVAILABLE:
+        return answer(404, "not_found", "Figures need the extra `metrics`: pip install 'chatkit-service[metrics]'.")
+    return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+
+
 async def authenticate(request: Request) -> RequestContext:
     """Return who is asking: the only place where a `RequestContext` is made for a request."""
+    context = await _context_of(request)
+    note(user_id=context.user_id)
+    return context
+
+
+async def _context_of(request: Request) -> RequestContext:
     headers, verifier, settings = request.headers, request.state.verifier, request.state.settings
     base_url = settings.public_url or str(request.base_url).rstrip("/")
     locale = headers.get("accept-language", "").partition(",")[0].partition(";")[0].strip()[:35] or None
@@ -231,29 +287,44 @@ async def authenticate(request: Request) -> RequestContext:
         token = bearer_token(headers.getlist("authorization"))
         claims = await verifier.verify(token)
         return RequestContext(claims.user_id, claims.all, locale, request.state.request_id, base_url, token)
-    request.state.local.require(
-        host=headers.get("host", ""),
-        origin=headers.get("origin"),
-        scheme=request.url.scheme,
-        server_address=(request.scope.get("server") or [None])[0],
-        forwarded="x-forwarded-for" in headers,
-    )
+    require_local(request)
     return RequestContext(LOCAL_USER, locale=locale, request_id=request.state.request_id, base_url=base_url)
 
 
-async def read_json(request: Request) -> bytes:
-    """Return the body, which no request may make longer than a message is; dictation brings its audio with it."""
+def require_local(request: Request) -> None:
+    request.state.local.require(
+        host=request.headers.get("host", ""),
+        origin=request.headers.get("origin"),
+        scheme=request.url.scheme,
+        server_address=(request.scope.get("server") or [None])[0],
+        forwarded="x-forwarded-for" in request.headers,
+    )
+
+
+@asynccontextmanager
+async def read_json(request: Request) -> AsyncIterator[bytes]:
+    """Yield the body, which no request may make longer than a message is; dictation brings its audio with it."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Refused("unsupported_type", "The content-type must be application/json.")
     body, limit = bytearray(), MAX_BODY_BYTES
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit and b'"input.transcribe"' in body[:MAX_BODY_BYTES]:
-            limit = MAX_DICTATION_BYTES
-        if len(body) > limit:
-            raise Refused("too_large", f"The body is longer than {limit} bytes.")
-    return bytes(body)
+    async with AsyncExitStack() as while_used:
+        async for chunk in request.stream():
+            body += chunk
+            if MAX_BODY_BYTES == limit < len(body) and b'"input.transcribe"' in body[:MAX_BODY_BYTES]:
+                if request.state.dictations.locked():
+                    raise QuotaExceeded("max_turns", retry_after_seconds=5)
+                await while_used.enter_async_context(request.state.dictations)
+                limit = MAX_DICTATION_BYTES
+            if len(body) > limit:
+                raise Refused("too_large", f"The body is longer than {limit} bytes.")
+        yield bytes(body)
+
+
+def _require_dictation(body: bytes) -> None:
+    """Raise `Refused` unless this is what may be so long: what only names dictation somewhere is not."""
+    if parse_request(body).type != "input.transcribe":
+        raise Refused("too_large", f"The body is longer than {MAX_BODY_BYTES} bytes.")
 
 
 # --- streams ------------------------------------------------------------------------------------------------------
@@ -347,6 +418,7 @@ def on_auth_error(request: Request, error: Any) -> Response:
 
 
 def on_quota(request: Request, error: Any) -> Response:
+    metrics.count_quota_refusal(error.quota)
     return answer(429, "quota", quota_words(error), {"retry-after": str(error.retry_after_seconds)})
 
 
@@ -356,8 +428,22 @@ def on_dictation_failed(request: Request, error: Any) -> Response:
 
 
 def on_http_exception(request: Request, error: Any) -> Response:
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
-    return answer(error.status_code, code, f"{error.detail}: {request.method} {request.url.path}", error.headers)
+    path = request.url.path[:100]
+    match error.status_code:
+        case 404:
+            words = f"There is nothing at {path}. The ChatKit protocol is at POST /chatkit, the chat page at /."
+            return answer(404, "not_found", words)
+        case 405:
+            methods = _methods_at(request)
+            words = f"{request.method} is not taken at {path}. Use {' or '.join(methods)}."
+            return answer(405, "method_not_allowed", words, {"allow": ", ".join(methods)})
+    return answer(error.status_code, "refused", f"{error.detail}.", error.headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Return what the path takes, by all its routes (Starlette 1.10 asks the first alone)."""
+    found = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in found if isinstance(route, Route) for method in route.methods or ()})
 
 
 def fixed(
@@ -389,35 +475,35 @@ EXCEPTION_HANDLERS: Mapping[Any, Callable[[Request, Any], Response | Awaitable[R
 }
 
 
-class RequestIds:
-    """Gives each request an id, in its answer and for its log lines, and an answer to what nobody foresaw."""
+class Unforeseen:
+    """Gives an answer to what nobody foresaw."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = secrets.token_hex(8)
-        scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
-        async def send_with_id(message: Message) -> None:
+        async def send_watched(message: Message) -> None:
             nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            started = started or message["type"] == "http.response.start"
             await send(message)
 
+        hosts = Headers(scope=scope).getlist("host") if scope["type"] == "http" else []
+        if len(hosts) > 1 or not all(map(is_host, hosts)):  # all that makes an address of it would fail, anywhere
+            refused = answer(
+                400, "bad_host", "The Host header must be one host name or address, with or without a port."
+            )
+            await refused(scope, receive, send)
+            return
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_watched)
         except Exception as error:
-            log_failure(log, f"request {request_id} failed", error)
-            if started:
+            log_failure(log, f"request {request_id()} failed", error)
+            if started or scope["type"] != "http":
                 raise
-            failed = answer(500, "internal", f"Something went wrong on our side. It is logged as {request_id}.")
-            await failed(scope, receive, send_with_id)
+            failed = answer(500, "internal", f"Something went wrong on our side. It is logged as {request_id()}.")
+            await failed(scope, receive, send)
 
 
 if __name__ == "__main__":

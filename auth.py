@@ -75,6 +75,8 @@ def bearer_token(authorization_headers: Sequence[str]) -> str:
     if scheme.lower() != "bearer":
         raise TokenMissing
     unverified_token = rest.strip(" ")
+    if not unverified_token:
+        raise TokenMissing
     if len(unverified_token.split()) != 1:
         raise InvalidToken("the Authorization header does not hold exactly one token")
     return unverified_token
@@ -109,11 +111,6 @@ class Verifier:
     async def __aexit__(self, *_: object) -> None:
         await self._keys.__aexit__()
 
-    @property
-    def ready(self) -> bool:
-        """Whether the issuer's keys are known."""
-        return self._keys.ready
-
     async def wait_until_ready(self) -> None:
         """Wait for the first fetch of keys, 5 s at most. Raise `KeysUnavailable`, with the reason, if it fails."""
         await self._keys.wait_until_ready()
@@ -129,7 +126,7 @@ class Verifier:
         key = await self._keys.find(header["kid"])
         with self._judging(unverified_token):
             payload = _signed_payload(unverified_token, header["alg"], key)
-            return self._checked_claims(json.loads(payload.decode()))
+            return self._checked_claims(_read_json(payload, "payload"))
 
     @contextmanager
     def _judging(self, unverified_token: str) -> Iterator[None]:
@@ -192,7 +189,7 @@ def _checked_header(unverified_token: str) -> dict[str, Any]:
     segments = unverified_token.split(".")
     if len(segments) != 3 or not all(map(_is_base64url, segments)):
         raise InvalidToken("it is not three parts of base64url")
-    header = json.loads(base64url_decode(segments[0].encode()).decode())
+    header = _read_json(base64url_decode(segments[0].encode()), "header")
     if not isinstance(header, dict):
         raise InvalidToken("its header is no JSON object")
     if header.get("alg") not in ALGORITHMS:
@@ -204,6 +201,13 @@ def _checked_header(unverified_token: str) -> dict[str, Any]:
     if not isinstance(header.get("kid"), str):
         raise InvalidToken("it has no kid")
     return header
+
+
+def _read_json(data: bytes, part: str) -> Any:
+    try:
+        return json.loads(data.decode())
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, numbers of too many digits, too deep
+        raise InvalidToken(f"its {part} is not JSON") from None
 
 
 def _signed_payload(unverified_token: str, algorithm: str, key: KeyByAlgorithm | None) -> bytes:

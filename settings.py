@@ -4,9 +4,10 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 MIB = 1024 * 1024
 
@@ -39,6 +40,14 @@ Reader = Callable[[str], Any]
 
 
 def _text(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must be one line of printable characters")
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("must be a name without spaces")
     return value
 
 
@@ -51,8 +60,19 @@ def _flag(value: str) -> bool:
     raise ValueError("must be 1 or 0")
 
 
-def _items(value: str) -> tuple[str, ...]:
-    return tuple(item.strip() for item in value.split(",") if item.strip())
+def _each(read: Reader) -> Reader:
+    """Read a comma-separated list; a problem names the item that has it."""
+
+    def read_all(value: str) -> tuple[Any, ...]:
+        values = []
+        for item in filter(None, map(str.strip, _text(value).split(","))):
+            try:
+                values.append(read(item))
+            except ValueError as error:
+                raise ValueError(f"{error}, and {item[:100]!r} is not") from None
+        return tuple(values)
+
+    return read_all
 
 
 def _whole(least: int, most: int = 2**53) -> Reader:
@@ -84,24 +104,45 @@ def _one_of(*choices: str) -> Reader:
     return read
 
 
+def _split(address: str) -> SplitResult | None:
+    """Return the parts of an address that has a host, and a port that could be one; None of any other."""
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts if parts.hostname and re.fullmatch(r"[!-~]+", address) else None
+
+
 def _web_address(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    parts = _split(value)
+    if parts is None or parts.scheme not in ("http", "https"):
         raise ValueError("must be an http:// or https:// address")
-    return value.rstrip("/")
+    return value
 
 
-def _web_addresses(value: str) -> tuple[str, ...]:
-    return tuple(_web_address(item) for item in _items(value))
+def _base_address(value: str) -> str:
+    if "?" in value or "#" in value:
+        raise ValueError("must be an address without ? and #")
+    return _web_address(value).rstrip("/")
+
+
+def _origin(value: str) -> str:
+    """Read an origin as browsers write it: in lower case, without the port that its scheme has anyway."""
+    parts = _split(value.lower())
+    if parts is None or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("must be origins, such as https://app.example or http://localhost:3000")
+    usual_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "/")
+    return f"{parts.scheme}://{parts.netloc.removesuffix(usual_port)}"
 
 
 def _database_url(value: str) -> str:
     path = value.removeprefix("sqlite:///")
-    if path != value and path not in ("", ":memory:"):
+    if path != value and path not in ("", ":memory:") and path.isprintable():
         return value
-    if value.startswith(("postgresql://", "postgres://")) and urlsplit(value).hostname:
+    if re.fullmatch(r"postgres(ql)?://\S+", value):  # the driver knows what else may stand there
         return value
-    raise ValueError("must be sqlite:///FILE, sqlite:////absolute/FILE or postgresql://USER@HOST/DATABASE")
+    raise ValueError("must be sqlite:///FILE, sqlite:////absolute/FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
 
 
 def _sql_prefix(value: str) -> str:
@@ -111,9 +152,31 @@ def _sql_prefix(value: str) -> str:
 
 
 def _path_prefix(value: str) -> str:
-    if not value.startswith("/"):
-        raise ValueError("must begin with a slash, such as /chat")
+    if not re.fullmatch(r"/|(/[\w.~%-]+)+/?", value, re.ASCII):
+        raise ValueError("must be a path that begins with a slash, such as /chat")
     return value.rstrip("/")
+
+
+def _proxies(value: str) -> str:
+    try:
+        for item in value.split(","):
+            if item.strip() not in ("", "*"):
+                ip_network(item.strip())
+    except ValueError:
+        raise ValueError("must be IP addresses or networks, such as 127.0.0.1, 10.0.0.0/8, or * for all") from None
+    return value
+
+
+def _media_type(value: str) -> str:
+    if not re.fullmatch(r"[\w.+-]+/[\w.+-]+", value, re.ASCII):
+        raise ValueError("must be media types, such as image/png")
+    return value.lower()
+
+
+def _agent(value: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*)?", value) or value.endswith(".py"):
+        raise ValueError("must be a module, or module:function, as Python imports it: my_agent for a file my_agent.py")
+    return value
 
 
 def _setting(read: Reader, default: Any = None, *, secret: bool = False) -> Any:
@@ -124,7 +187,7 @@ def _setting(read: Reader, default: Any = None, *, secret: bool = False) -> Any:
 class Settings:
     """Each field is the environment variable of the same name in capitals; the README's table explains them."""
 
-    host: str = _setting(_text, "127.0.0.1")
+    host: str = _setting(_name, "127.0.0.1")
     port: int = _setting(_whole(0, 65535), 8000)
     workers: int = _setting(_whole(1, 64), 1)
     database_url: str = _setting(_database_url, "sqlite:///chatkit.db", secret=True)
@@ -135,23 +198,23 @@ class Settings:
     jwt_user_claim: str = _setting(_text, "sub")
     allow_anonymous: bool = _setting(_flag, False)
     openai_api_key: str | None = _setting(_text, secret=True)
-    openai_base_url: str | None = _setting(_web_address)
+    openai_base_url: str | None = _setting(_base_address)
     openai_default_model: str | None = _setting(_text)
     openai_api: str = _setting(_one_of("responses", "chat_completions"), "responses")
     openai_store: bool = _setting(_flag, False)
     agents_tracing: bool = _setting(_flag, False)
-    models: tuple[str, ...] = _setting(_items, ())
+    models: tuple[str, ...] = _setting(_each(_text), ())
     transcribe_model: str = _setting(_text, "gpt-4o-transcribe")
-    mcp_server_url: tuple[str, ...] = _setting(_web_addresses, ())
+    mcp_server_url: tuple[str, ...] = _setting(_each(_web_address), ())
     mcp_forward_auth: bool = _setting(_flag, False)
-    agent: str = _setting(_text, "agent")
-    allowed_origins: tuple[str, ...] = _setting(_items, ("http://localhost:3000",))
-    public_url: str | None = _setting(_web_address)
+    agent: str = _setting(_agent, "agent")
+    allowed_origins: tuple[str, ...] = _setting(_each(_origin), ("http://localhost:3000",))
+    public_url: str | None = _setting(_base_address)
     root_path: str = _setting(_path_prefix, "")
-    forwarded_allow_ips: str = _setting(_text, "127.0.0.1")
+    forwarded_allow_ips: str = _setting(_proxies, "127.0.0.1")
     chatkit_domain_key: str = _setting(_text, "localhost-dev")
     max_attachment_bytes: int = _setting(_whole(1), 20 * MIB)
-    attachment_types: tuple[str, ...] = _setting(_items, ATTACHMENT_TYPES)
+    attachment_types: tuple[str, ...] = _setting(_each(_media_type), ATTACHMENT_TYPES)
     max_storage_bytes_per_user: int = _setting(_whole(0), 1024 * MIB)
     turn_timeout_seconds: float = _setting(_seconds, 300)
     shutdown_grace_seconds: float = _setting(_seconds, 20)
@@ -162,7 +225,7 @@ class Settings:
     max_turns: int = _setting(_whole(0), 500)
     history_items: int = _setting(_whole(1, 10_000), 100)
     on_disconnect: str = _setting(_one_of("cancel", "finish"), "cancel")
-    retention_days: int = _setting(_whole(0), 0)
+    retention_days: int = _setting(_whole(0, 36_500), 0)
     log_level: str = _setting(_one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO")
     log_format: str = _setting(_one_of("text", "json"), "text")
 
@@ -170,6 +233,14 @@ class Settings:
     def offline(self) -> bool:
         """Whether the demo agent answers, because no model is configured."""
         return not (self.openai_api_key or self.openai_base_url)
+
+    @property
+    def database_name(self) -> str:
+        """The database's kind and place, without its password: fit for the log."""
+        if self.database_url.startswith("sqlite:///"):
+            return f"SQLite in {Path(self.database_url.removeprefix('sqlite:///')).absolute()}"
+        place = self.database_url.partition("://")[2].partition("?")[0]
+        return f"PostgreSQL at {place.rpartition('@')[2] or 'this machine'}"
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
@@ -228,23 +299,37 @@ def is_loopback(host: str) -> bool:
 def load_environ(dotenv: Path) -> Mapping[str, str]:
     """Return the process environment, completed by the `.env` file where it has one; the environment wins.
 
-    What the file adds is put into `os.environ` too, so that the OpenAI SDK and the agent's own code see it.
+    What the file adds is put into `os.environ` too, so that the OpenAI SDKs and the agent's own code see it. Empty
+    variables of theirs are taken out, since they would not count them as unset. Raises `SettingsError`.
     """
-    if dotenv.is_file():
-        for name, value in _parse_dotenv(dotenv.read_text(encoding="utf-8")):
+    if dotenv.exists():
+        for name, value in _parse_dotenv(dotenv):
             os.environ.setdefault(name, value)
+    for name in [name for name, value in os.environ.items() if name.startswith("OPENAI_") and not value.strip()]:
+        del os.environ[name]
     return os.environ
 
 
-def _parse_dotenv(text: str) -> list[tuple[str, str]]:
-    pairs = []
-    for line in text.splitlines():
-        match = re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*", line)
-        if match:
-            name, value = match.groups()
-            if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-                value = value[1:-1]
-            else:
-                value = re.sub(r"\s+#.*$", "", value)
-            pairs.append((name, value))
+def _parse_dotenv(file: Path) -> list[tuple[str, str]]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SettingsError([f"{file} cannot be read: {error.strerror}."]) from error
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise SettingsError([f"{file} is not text in UTF-8: save it as such."])
+    pairs, problems = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if match := re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*", line):
+            pairs.append((match[1], _unquoted(match[2])))
+        elif line.strip() and not line.lstrip().startswith("#"):
+            problems.append(f"{file}, line {number}, must be NAME=value, or begin with # for a comment.")
+    if problems:
+        raise SettingsError(problems)
     return pairs
+
+
+def _unquoted(value: str) -> str:
+    quoted = re.fullmatch(r"""(["'])(.*?)\1(\s*#.*)?""", value)
+    return quoted[2] if quoted else re.sub(r"(^|\s+)#.*$", "", value)

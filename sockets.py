@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 BACKLOG = 2048
+UNREAD_SECONDS = 60
+"""How long a client may take nothing of what was sent, before its connection is given up."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -17,7 +19,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _set_for_connections(listener)
     listener.bind((host, port))
     listener.listen(BACKLOG)
     listener.set_inheritable(True)
@@ -30,9 +32,24 @@ def inherited() -> socket.socket | None:
         return None
     listener = socket.socket(fileno=3)
     if listener.family != socket.AF_UNIX:
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _set_for_connections(listener)
     listener.set_inheritable(True)
     return listener
+
+
+def notify(*states: str) -> None:
+    """Tell systemd how the process fares (sd_notify(3)), where it asks to be told."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as telling, suppress(OSError):  # it draws its conclusions
+            telling.sendto("\n".join(states).encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+def _set_for_connections(listener: socket.socket) -> None:
+    """Set what the listener's connections inherit."""
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if (user_timeout := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:  # Linux
+        listener.setsockopt(socket.IPPROTO_TCP, user_timeout, UNREAD_SECONDS * 1000)
 
 
 def listening_hosts() -> Iterator[str]:

@@ -371,7 +371,7 @@ ATTACKS: dict[str, Attack] = {
     "headers: the same good token twice": _several(lambda good: [f"Bearer {good}", f"Bearer {good}"]),
     "headers: a good token and another": _several(lambda good: [f"Bearer {good}", "Bearer x.y.z"]),
     "headers: another scheme and a good token": _several(lambda good: ["Basic YTpi", f"Bearer {good}"]),
-    "form: no token": _authorization(lambda good: "Bearer"),
+    "scheme: and no token": _authorization(lambda good: "Bearer"),
     "form: two tokens": _authorization(lambda good: f"Bearer {good} {good}"),
     "form: a list": _authorization(lambda good: f"Bearer {good}, Bearer {good}"),
     "form: a comma after it": _authorization(lambda good: f"Bearer {good},"),

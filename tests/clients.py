@@ -83,6 +83,11 @@ class Stream:
         """The answer's status; 0 as long as there is none."""
         return int(self._received[9:12] or 0)
 
+    def header(self, name: str) -> str:
+        """The answer's header; empty as long as there is none."""
+        head = bytes(self._received).partition(b"\r\n\r\n")[0].decode("latin-1").lower()
+        return next((line.partition(":")[2].strip() for line in head.split("\r\n") if line.startswith(f"{name}:")), "")
+
     @property
     def is_whole(self) -> bool:
         """Whether the answer came to its proper end, rather than being broken off."""

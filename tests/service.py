@@ -4,13 +4,15 @@ import asyncio
 import json
 import os
 import re
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -32,6 +34,10 @@ def eventually(found: Callable[[], T], seconds: float = 10.0, what: str = "it") 
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
         time.sleep(0.01)
     return value
+
+
+def tls_trusting(certificate: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=certificate)
 
 
 def listening_socket() -> socket.socket:
@@ -64,9 +70,10 @@ class Client:
     opened: ClassVar[list["Client"]] = []
     """For the fixture that closes after each test what it opened."""
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None):
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, tls: ssl.SSLContext | None = None):
         self.url = url
-        self.http = httpx2.Client(base_url=url, headers=headers, timeout=60, trust_env=False)
+        self.tls = tls
+        self.http = httpx2.Client(base_url=url, headers=headers, timeout=60, trust_env=False, verify=tls or True)
 
         Client.opened.append(self)
 
@@ -259,27 +266,33 @@ class Process(Client):
 
 
 @contextmanager
-def process(directory: Path, *arguments: str, **environ: str) -> Iterator[Process]:
-    """Run `python app.py` in the directory until it listens; kill it in the end if it still runs."""
+def process(
+    directory: Path, *arguments: str, through: Sequence[str] = (), stdin: int = subprocess.DEVNULL, **environ: str
+) -> Iterator[Process]:
+    """Run `python app.py` in the directory until it listens; kill it in the end if it still runs.
+
+    `through` is a command that runs another, in other circumstances: `["prlimit", "--nofile=100"]`.
+    """
     log = directory / "service.log"
     with log.open("ab") as stderr:
         begin = stderr.tell()
         started = subprocess.Popen(
-            [sys.executable, str(ROOT / "app.py"), *arguments],
+            [*through, sys.executable, str(ROOT / "app.py"), *arguments],
             cwd=directory,
             env={"PATH": os.environ["PATH"], "PORT": "0", "PYTHONPATH": str(ROOT / "tests"), **environ},
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=stderr,
             stderr=stderr,
+            start_new_session=True,
         )
     try:
-        url = eventually(lambda: address(started, log, begin), 30, "the start of the service")
+        url = eventually(lambda: address(started, log, begin), 90, "the start of the service")
         with closing(Process(started, log, url)) as running:
-            eventually(lambda: is_up(running), 30, "the readiness of the service")
+            eventually(lambda: is_up(running), 90, "the readiness of the service")
             yield running
     finally:
-        if started.poll() is None:
-            started.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)  # with its workers
         started.wait()
 
 
@@ -290,8 +303,16 @@ def address(process: subprocess.Popen[bytes], log: Path, begin: int) -> str | No
 
 def address_in(log: Path, begin: int) -> str | None:
     """Return where the service listens, as it says in its log behind this byte."""
-    found = re.search(r"listening on (http://\S+)", log.read_bytes()[begin:].decode())
+    found = re.search(r"listening on (http://[\w.:\[\]]+)", log.read_bytes()[begin:].decode())
     return found.group(1) if found else None
+
+
+def is_reachable(client: Client) -> bool:
+    """Whether anything answers there, whatever it says."""
+    try:
+        return bool(client.http.get("/").status_code)
+    except httpx2.TransportError:
+        return False
 
 
 def is_up(client: Client) -> bool:

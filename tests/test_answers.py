@@ -193,6 +193,26 @@ def test_a_long_body_that_only_names_dictation_is_refused(client: Client) -> Non
     assert (response.status_code, response.json()["code"]) == (413, "too_large")
 
 
+def test_a_long_body_that_begins_with_dictations_name_is_refused_too(client: Client, database: Path) -> None:
+    before = rows(database)
+    text = "x" * 2 * 1024 * 1024
+    create = {"type": "threads.create", "params": {"input": message(text)}}
+    for body in ({"note": "input.transcribe", **create}, {"metadata": {"a": "input.transcribe"}, **create}):
+        response = post(client, body)
+        assert (response.status_code, response.json()["code"]) == (413, "too_large")
+    twice = '{"type": "input.transcribe", ' + json.dumps(create)[1:]
+    assert post(client, twice).status_code == 413
+    assert rows(database) == before
+
+
+def test_a_host_that_is_none_is_refused_on_every_route(client: Client) -> None:
+    for host in ("[", "[::1", "::1]", "[zz]", "[::1]x", "a b", "a:port", "127.0.0.1:99999", "a@b", "a/b", "a,b", "<a>"):
+        for method, path in (("POST", "/chatkit"), ("GET", "/"), ("GET", "/chatkit/"), ("GET", "/healthz")):
+            response = client.http.request(method, path, json=LIST, headers={"host": host})
+            assert (response.status_code, response.json()["code"]) == (400, "bad_host"), (host, path)
+            assert response.headers["x-request-id"]
+
+
 def test_an_item_that_was_answered_or_is_no_question_is_a_conflict(client: Client, model: StandIn) -> None:
     model.will(Call("ask_form"))
     events = client.create("Ask me")
@@ -202,6 +222,40 @@ def test_an_item_that_was_answered_or_is_no_question_is_a_conflict(client: Clien
     for params in (answered, {**answered, "item_id": fold(events)[0]["id"]}):
         assert client.post("threads.add_structured_input", params).json()["code"] == "conflict"
     assert client.post("threads.add_structured_input", {**answered, "item_id": "none"}).json()["code"] == "not_found"
+
+
+def test_answers_to_questions_that_were_not_asked_are_refused(client: Client, model: StandIn) -> None:
+    model.will(Call("ask_form"))
+    events = client.create("Ask me")
+    thread, form = thread_of(events), fold(events)[-1]["id"]
+    before = client.items(thread)
+    answers = {"q1": {"values": ["red"]}, "q9": {"values": ["SENTINEL"]}}
+    params = {"thread_id": thread, "item_id": form, "input": {"status": "answered", "answers": answers}}
+    response = client.post("threads.add_structured_input", params)
+    assert (response.status_code, response.json()["code"]) == (422, "bad_params")
+    assert client.items(thread) == before
+    # what the user writes instead of choosing an option is an answer: options are suggestions (ChatKit 1.6.5 types.py)
+    params["input"]["answers"] = {"q1": {"values": ["mauve"]}}
+    client.stream("threads.add_structured_input", params)
+    [answered] = [item for item in client.items(thread) if item["id"] == form]
+    assert answered["inputs"][0]["answer"]["values"] == ["mauve"]
+
+
+def test_a_synchronous_action_that_its_handler_refuses_is_a_conflict_in_its_words(client: Client) -> None:
+    thread = thread_of(client.create("Hi"))
+    response = client.post("threads.sync_custom_action", {"thread_id": thread, "action": {"type": "refuse"}})
+    assert (response.status_code, response.json()) == (409, {"code": "conflict", "message": "It is sold out."})
+
+
+def test_what_is_refused_does_not_use_up_the_turns_of_a_minute(tmp_path: Path, model: StandIn) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", TURNS_PER_MINUTE="2")) as client:
+        events = client.create("Hi")
+        thread, answer = thread_of(events), fold(events)[-1]["id"]
+        for _ in range(3):
+            retry = client.post("threads.retry_after_item", {"thread_id": thread, "item_id": answer})
+            assert retry.json()["code"] == "conflict"
+        assert not errors_of(client.say(thread))
+        assert errors_of(client.say(thread))
 
 
 def test_only_a_user_message_can_be_retried(client: Client) -> None:
@@ -285,6 +339,12 @@ def test_an_unknown_route_or_method_is_answered_in_json(client: Client) -> None:
         (client.http.get("/chatkit"), 405, "method_not_allowed"),
     ]:
         assert (response.status_code, response.json()["code"]) == (status, code)
+    assert client.http.get("/nowhere").json()["message"] == (
+        "There is nothing at /nowhere. The ChatKit protocol is at POST /chatkit, the chat page at /."
+    )
+    assert client.http.get("/chatkit").json()["message"] == "GET is not taken at /chatkit. Use POST."
+    assert client.http.get("/chatkit").headers["allow"] == "POST"
+    assert client.http.delete("/attachments/atc_none").json()["message"].endswith("Use GET or HEAD or POST or PUT.")
 
 
 def test_a_browser_of_an_allowed_origin_may_read_answers_and_errors_alike(client: Client) -> None:
@@ -328,6 +388,21 @@ def test_a_failure_on_our_side_is_an_event_where_the_panel_would_repeat_the_requ
     assert (event["type"], event["allow_retry"]) == ("error", False)
     with sqlite3.connect(database) as db:
         db.execute("DELETE FROM threads WHERE id = ?", (thread,))
+
+
+def test_what_the_agent_keeps_in_a_threads_metadata_is_not_shown(client: Client, database: Path) -> None:
+    thread = thread_of(client.create("Hi"))
+    with sqlite3.connect(database) as db:
+        db.execute("""UPDATE threads SET metadata = '{"note": "for nobody else"}' WHERE id = ?""", (thread,))
+    for operation, params in [
+        ("threads.list", {}),
+        ("threads.get_by_id", {"thread_id": thread}),
+        ("threads.update", {"thread_id": thread, "title": "T"}),
+        ("threads.add_user_message", {"thread_id": thread, "input": message("More")}),
+    ]:
+        answer = client.post(operation, params).text
+        assert thread in answer, operation
+        assert "for nobody else" not in answer, operation
 
 
 def test_the_second_path_is_the_same_service(client: Client) -> None:

@@ -367,7 +367,18 @@ def test_a_part_of_a_file_can_be_asked_for(client: Client) -> None:
     for ignored in ("bytes=a-b", "bytes=0-1,3-4", "lines=1-2"):
         whole = client.http.get(link, headers={"range": ignored})
         assert (whole.status_code, whole.content) == (200, data), ignored
-    assert client.http.get(link, headers={"range": f"bytes={len(data)}-"}).status_code == 416
+    for beyond in (f"bytes={len(data)}-", "bytes=-0"):
+        refused = client.http.get(link, headers={"range": beyond})
+        assert (refused.status_code, refused.json()["code"]) == (416, "bad_range"), beyond
+
+
+def test_what_the_service_notes_of_a_file_is_not_shown(client: Client) -> None:
+    announced = create(client, "a.txt", b"abc", "text/plain")
+    assert put(client, announced, b"abc").status_code == 200
+    direct = upload(client, "direct", "b.txt", b"abc", "text/plain")
+    events = client.create("Read", attachments=[announced["id"], direct["id"]])
+    shown = [*client.items(thread_of(events))[0]["attachments"], *fold(events)[0]["attachments"], announced, direct]
+    assert not [attachment for attachment in shown if "metadata" in attachment]
 
 
 def test_every_answer_has_a_fresh_link(client: Client) -> None:

@@ -285,7 +285,7 @@ async def test_a_token_over_8_kib_is_refused_unread(
         ("exp: missing", "it has no exp: it would be valid for ever"),
         ("sub: missing", "its sub is not 1 to 255 printable characters"),
         ("signature: by another Ed25519 key", "its signature does not fit"),
-        ("header: no JSON", "it cannot be read (JSONDecodeError)"),
+        ("header: no JSON", "its header is not JSON"),
         ("expired an hour ago", "its exp has passed; this machine's clock says NOW"),
     ],
 )
@@ -530,10 +530,8 @@ async def test_known_keys_are_believed_through_an_outage_of_a_day_but_no_longer(
     issuer.stop()
     clock.advance(23.9 * HOUR)
     await verifier.verify(issuer.token(claims={"exp": clock.now() + 60}))
-    assert verifier.ready
 
     clock.advance(0.2 * HOUR)
-    assert not verifier.ready
     with pytest.raises(KeysUnavailable):
         await verifier.verify(issuer.token(claims={"exp": clock.now() + 60}))
 
@@ -608,7 +606,7 @@ async def test_an_issuer_that_cannot_be_reached_at_the_start_is_tried_again_afte
         issuer.start()
         await until(lambda: issuer.fetches == 1)
         issuer.answer = None
-        await until(lambda: verifier.ready)
+        await until(verifier.key_summaries)
 
         assert (await verifier.verify(issuer.token())).user_id == "alice"
     first, second = issuer.fetched_at
@@ -629,7 +627,6 @@ async def test_entering_does_not_wait_for_the_issuer_and_the_first_request_does(
     begun_at = time.monotonic()
     async with verifier_of(issuer) as verifier:
         assert time.monotonic() - begun_at < 0.1
-        assert not verifier.ready
         assert (await verifier.verify(issuer.token())).user_id == "alice"
     assert issuer.fetches == 1
 
@@ -716,7 +713,6 @@ async def test_an_issuer_that_withdraws_all_keys_has_its_tokens_refused_and_is_a
         await verifier.verify(random_kid_token(issuer))
     with pytest.raises(KeysUnavailable):
         await verifier.verify(issuer.token())
-    assert not verifier.ready
 
     issuer.answer = None
     clock.advance(30)
@@ -761,7 +757,11 @@ def test_a_bearer_token_is_taken_from_its_header(header: str) -> None:
     assert bearer_token([header]) == "a.b.c"
 
 
-@pytest.mark.parametrize("headers", [[], [""], ["Basic YTpi"], ["a.b.c"], ["Bearera.b.c"], [" Bearer a.b.c"]], ids=str)
+@pytest.mark.parametrize(
+    "headers",
+    [[], [""], ["Basic YTpi"], ["a.b.c"], ["Bearera.b.c"], [" Bearer a.b.c"], ["Bearer"], ["Bearer   "]],
+    ids=str,
+)
 def test_without_a_bearer_token_it_is_missing(headers: list[str]) -> None:
     with pytest.raises(TokenMissing) as missing:
         bearer_token(headers)
@@ -770,7 +770,7 @@ def test_without_a_bearer_token_it_is_missing(headers: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [["Bearer"], ["Bearer   "], ["Bearer a b"], ["Bearer a\tb"], ["Bearer a", "Bearer a"], ["Basic a", "Bearer b"]],
+    [["Bearer a b"], ["Bearer a\tb"], ["Bearer a", "Bearer a"], ["Basic a", "Bearer b"]],
 )
 def test_where_it_is_unclear_which_token_is_meant_none_is_taken(headers: list[str]) -> None:
     with pytest.raises(InvalidToken) as refused:

@@ -1,11 +1,19 @@
 """When the model fails: words for the user, a reason in the log, and nothing lost of what was shown."""
 
 import logging
+import sqlite3
+import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from chatkit.types import AssistantMessageContent, AssistantMessageItem
 
 from conftest import probing
+from conversations import StoreUnavailable
+from failures import describe
+from rows import item_row
+from sdk import encode
 from service import Client, errors_of, fold, service, text_of, thread_of
 from standin import Break, Call, Fail, FailLater, Garbage, Refuse, Say, StandIn, Step
 
@@ -107,6 +115,32 @@ def test_both_apis_fail_in_the_same_words(tmp_path: Path, model: StandIn, api: s
         model.will(Refuse("I had rather not."))
         events = client.create("Do something bad")
         assert "I had rather not." in text_of(client.items(thread_of(events))[1])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("SENTINEL words"), "OSError"),
+        (FileNotFoundError(2, "SENTINEL words", "SENTINEL.txt"), "FileNotFoundError 2 No such file or directory"),
+        (sqlite3.OperationalError("no such column: SENTINEL"), "OperationalError"),
+        (StoreUnavailable("database is locked"), "StoreUnavailable database is locked"),
+    ],
+)
+def test_the_log_has_no_words_of_what_a_tool_may_raise(error: Exception, said: str) -> None:
+    assert describe(error) == said
+    wrapped = RuntimeError("SENTINEL")
+    wrapped.__cause__ = error
+    assert describe(wrapped) == f"RuntimeError from {said}"
+
+
+def test_what_does_not_fit_its_field_is_sent_and_stored_without_a_warning_that_quotes_it() -> None:
+    part = AssistantMessageContent.model_construct(text=["SENTINEL"], annotations=[])
+    item = AssistantMessageItem(id="i", thread_id="t", created_at=datetime.now(UTC), content=[])
+    item.content = [part]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert b"SENTINEL" in encode(item)
+        assert "SENTINEL" in item_row("t", item)["body"]
 
 
 def test_the_debug_log_too_holds_nobodys_words(

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import chatkit.agents
 import httpx2
 import pytest
 
 from clients import Event, Stream
 from conftest import probing
+from databases import Database
 from service import (
     Client,
     InProcess,
@@ -34,7 +35,6 @@ from service import (
 )
 from standin import Begin, Break, Call, Echo, Fail, FailLater, Hang, Reason, Say, StandIn, Step, Wait
 from turns import MAX_UNREAD_BYTES
-from warm import Warm, forked
 
 Item = dict[str, Any]
 
@@ -52,11 +52,16 @@ def own_service(model: StandIn, database: Path) -> Iterator[InProcess]:
 
 
 @pytest.fixture
-def chance() -> random.Random:
-    """Random numbers; their seed is printed, and taken again from FAULTS_SEED."""
-    seed = os.environ.get("FAULTS_SEED") or str(random.randrange(2**32))
-    print(f"FAULTS_SEED={seed}")
-    return random.Random(seed)
+def either(new_database: Callable[[], Database]) -> Database:
+    """An empty database, whichever kind; the test is run for each."""
+    return new_database()
+
+
+@pytest.fixture
+def either_service(model: StandIn, either: Database) -> Iterator[InProcess]:
+    """A service in this process that no other test uses, on that database."""
+    with service(**probing(model, **either.environ)) as client:
+        yield client
 
 
 # --- clients that vanish ------------------------------------------------------------------------------------------
@@ -147,22 +152,22 @@ HALVES = {
 
 @pytest.mark.parametrize("what", HALVES)
 def test_stopping_in_the_middle_keeps_what_was_shown_and_the_thread_goes_on(
-    what: str, own_service: InProcess, model: StandIn, database: Path
+    what: str, either_service: InProcess, model: StandIn, either: Database
 ) -> None:
     scripts, begun = HALVES[what]
     for script in scripts:
         model.will(*script)
-    idle = own_service.tasks()
-    with Stream.create(own_service.url) as stream:
+    idle = either_service.tasks()
+    with Stream.create(either_service.url) as stream:
         thread_id = thread_of(stream.read_until(begun))
         eventually(lambda: len(model.asked) == len(scripts), what="the request to the model")
         stream.leave()
         shown = [item for item in fold(stream.seen) if not is_empty(item)]
     eventually(lambda: not model.open_requests, what="the end of the request to the model")
-    eventually(lambda: not (own_service.tasks() - idle), what="the end of all tasks")
-    assert own_service.items(thread_id) == [as_finished(item) for item in shown]
-    assert rows(database, "SELECT type FROM items ORDER BY seq")[-1] == ("sdk_hidden_context",)
-    answered = own_service.say(thread_id)
+    eventually(lambda: not (either_service.tasks() - idle), what="the end of all tasks")
+    assert either_service.items(thread_id) == [as_finished(item) for item in shown]
+    assert either.query("SELECT type FROM @items ORDER BY seq")[-1] == ("sdk_hidden_context",)
+    answered = either_service.say(thread_id)
     assert text_of(fold(answered)[-1]) == "Hello from the stand-in."
 
 
@@ -255,8 +260,8 @@ def test_chunks_that_wait_together_are_sent_together(model: StandIn, database: P
         sends.clear()
         events = client.create()
     print(f"{len(events)} events in {len(sends)} sends")
-    assert len(events) > 3000
-    assert len(sends) < len(events) / 5
+    assert text_of(fold(events)[-1]) == "word " * 3000
+    assert len(sends) < 3000 / 5
 
 
 def test_a_model_that_hangs_is_ended_in_words_for_the_user(model: StandIn, database: Path) -> None:
@@ -295,6 +300,24 @@ def test_an_open_item_that_no_database_takes_ends_with_its_turn_and_disturbs_no_
         bad.leave()
     eventually(lambda: not rows(database, "SELECT * FROM leases"), what="the end of both turns")
     assert text_of(fold(own_service.say(thread_id))[-1]) == "Hello from the stand-in."
+
+
+def test_what_was_shown_while_the_database_was_locked_is_stored_once_it_is_not(
+    own_service: InProcess, model: StandIn, database: Path
+) -> None:
+    words = "These words come while nothing can be written. " * 3
+    model.will(Begin("It begins."), Wait(1), Say(words, gap=0.02))
+    with closing(sqlite3.connect(database, timeout=10)) as other, Stream.create(own_service.url) as stream:
+        thread_id = thread_of(stream.read_until(seen_text("It begins.")))
+        other.execute("BEGIN IMMEDIATE")
+        stream.read_to_end(90)
+        [error] = errors_of(stream.seen)
+        assert "cannot reach its database" in error["message"]
+        assert seen_text(words)(stream.seen)
+        other.execute("ROLLBACK")
+    eventually(lambda: not rows(database, "SELECT * FROM leases"), 30, "the end of the turn")
+    assert_kept(own_service, stream.seen)
+    assert own_service.say(thread_id)[-1]["type"] == "thread.item.done"
 
 
 # --- shutting down ------------------------------------------------------------------------------------------------
@@ -378,139 +401,18 @@ def test_several_workers_end_together_and_leave_no_process_behind(
     assert rows(database, "SELECT * FROM leases") == []
 
 
-# --- dying --------------------------------------------------------------------------------------------------------
-
-
-class Witness:
-    """Clients that load a service until it dies, and remember what it had told them, and when."""
-
-    def __init__(self, chance: random.Random):
-        self.chance = random.Random(chance.random())
-        self.answered: list[str] = []
-        """Threads whose turn had ended, as their clients saw."""
-        self.done: dict[str, Item] = {}
-        """Items seen as done, by their ids."""
-        self.open: dict[str, Item] = {}
-        """Items as they were seen more than a second before a kill that found them open."""
-        self.renamed: dict[str, str] = {}
-        """Titles of threads whose change was acknowledged."""
-        self.refused: list[str] = []
-        """What a living service did not answer."""
-        self._lock = threading.Lock()
-
-    def load(self, url: str, killed: threading.Event, clients: int = 4) -> list[threading.Thread]:
-        loading = [threading.Thread(target=self._load, args=(url, killed)) for _ in range(clients)]
-        for each in loading:
-            each.start()
-        return loading
-
-    def _load(self, url: str, killed: threading.Event) -> None:
-        while not killed.is_set():
-            with self._lock:
-                chosen = self.chance.choice(self.answered) if self.answered and self.chance.random() < 0.5 else None
-            try:
-                self._turn(url, chosen, killed)
-            except (OSError, httpx2.TransportError) as error:
-                if not killed.is_set():
-                    self.refused.append(repr(error))
-
-    def _turn(self, url: str, thread_id: str | None, killed: threading.Event) -> None:
-        seen_at: list[tuple[float, int]] = []
-        text = "One word follows another until the end. " * (14 if self.chance.random() < 0.5 else 1)  # 0.2 or 3 s
-        with Stream.say(url, thread_id, text) if thread_id else Stream.create(url, text) as stream:
-            while not stream.ended:
-                stream.read(0.05)
-                seen_at.append((time.monotonic(), len(stream.seen)))
-        if stream.status != 200:
-            return
-        events = stream.seen
-        done = {event["item"]["id"]: event["item"] for event in events if event["type"] == "thread.item.done"}
-        sure = max([count for moment, count in seen_at if moment < seen_at[-1][0] - 1], default=0)
-        with self._lock:
-            self.done |= done
-            self.open |= {item["id"]: item for item in fold(events[:sure]) if item["id"] not in done}
-        if stream.is_whole:
-            self._rename(url, thread_of(events))
-
-    def _rename(self, url: str, thread_id: str) -> None:
-        with closing(Client(url)) as client:
-            title = f"Seen by {self.chance.random()}"
-            self.renamed.pop(thread_id, None)  # from now on either may be
-            response = client.post("threads.update", {"thread_id": thread_id, "title": title})
-        with self._lock:
-            if response.status_code == 200:
-                self.renamed[thread_id] = title
-            self.answered.append(thread_id)
-
-
-def test_30_kills_under_load_lose_nothing_that_was_acknowledged(
-    model: StandIn, tmp_path: Path, chance: random.Random
-) -> None:
-    model.otherwise = [Echo(gap=0.03)]
-    lanes = [(tmp_path / str(number), Witness(chance), random.Random(chance.random())) for number in range(2)]
-    with Warm.started() as warm, ThreadPoolExecutor(2) as pool:
-        kept = list(pool.map(lambda lane: kill_often(warm, model, *lane, times=15), lanes))
-    print("; ".join(kept))
-
-
-def kill_often(
-    warm: Warm, model: StandIn, directory: Path, witness: Witness, chance: random.Random, *, times: int
-) -> str:
-    directory.mkdir()
-    database = directory / "chatkit.db"
-    variables = probing(model, database)
-    for _ in range(times):
-        killed = threading.Event()
-        with forked(warm, directory, **variables) as running:
-            assert_items_are_stored(database, witness.done)
-            loading = witness.load(running.url, killed)
-            time.sleep(chance.uniform(0.2, 2.5))  # the moment of death is what is random here
-            killed.set()
-            running.kill()
-        for each in loading:
-            each.join()
-    with forked(warm, directory, **variables) as running:
-        assert rows(database, "PRAGMA integrity_check") == [("ok",)]
-        dead = rows(database, "SELECT count(*) FROM leases")[0][0]
-        threads = [thread_id for (thread_id,) in rows(database, "SELECT id FROM threads")]
-        deadline = time.monotonic() + 12
-        for thread_id in threads:
-            while (response := say(running, thread_id, f"Are you there, {thread_id}?")).status_code == 409:
-                assert response.json()["code"] == "thread_busy"
-                assert time.monotonic() < deadline, "a dead turn holds its thread for more than 12 s"
-            assert f"Are you there, {thread_id}?" in response.text
-            assert "thread.item.done" in response.text
-        for thread_id in threads:
-            items = running.items(thread_id)
-            assert [text_of(item) for item in items[-2:]] == [f"Are you there, {thread_id}?"] * 2
-        for thread_id, title in witness.renamed.items():
-            assert rows(database, f"SELECT title FROM threads WHERE id = '{thread_id}'") == [(title,)]
-    assert witness.refused == []
-    assert_items_are_stored(database, witness.done)
-    stored = stored_items(database)
-    for item in witness.open.values():
-        assert is_empty(item) or item["id"] in stored, f"{item} is lost"
-        assert is_empty(item) or has_grown(item, stored[item["id"]]), f"{item} became {stored[item['id']]}"
-    assert rows(database, "SELECT * FROM leases") == rows(database, "SELECT * FROM checkpoints") == []
-    assert rows(database, "PRAGMA integrity_check") == [("ok",)]
-    texts = sum(not is_empty(item) for item in witness.open.values())
-    assert texts > 0, "no kill found an answer that had been going on for more than a second"
-    return (
-        f"{times} kills: {len(threads)} threads, {len(witness.done)} items acknowledged, {texts} seen in part,"
-        f" {len(witness.renamed)} titles, {dead} leases left by the last one"
-    )
+# --- two turns for one thread -------------------------------------------------------------------------------------
 
 
 def say(client: Client, thread_id: str, text: str) -> httpx2.Response:
     return client.post("threads.add_user_message", {"thread_id": thread_id, "input": message(text)})
 
 
-# --- two turns for one thread -------------------------------------------------------------------------------------
-
-
-def test_turns_of_two_processes_on_one_thread_never_interleave(model: StandIn, database: Path, tmp_path: Path) -> None:
+def test_turns_of_two_processes_on_one_thread_never_interleave(
+    model: StandIn, either: Database, tmp_path: Path
+) -> None:
     model.otherwise = [Echo(gap=0.005)]
-    with two_processes(model, database, tmp_path) as (one, other), ThreadPoolExecutor(3) as pool:
+    with two_processes(model, either, tmp_path) as (one, other), ThreadPoolExecutor(3) as pool:
         thread_id = thread_of(one.create("The first words"))
         said = ["The first words"]
         for number in range(20):
@@ -529,9 +431,9 @@ def test_turns_of_two_processes_on_one_thread_never_interleave(model: StandIn, d
 
 
 def test_a_message_for_a_busy_thread_is_refused_after_five_seconds_and_not_stored(
-    model: StandIn, database: Path, tmp_path: Path
+    model: StandIn, either: Database, tmp_path: Path
 ) -> None:
-    with two_processes(model, database, tmp_path) as (one, other), ThreadPoolExecutor(2) as pool:
+    with two_processes(model, either, tmp_path) as (one, other), ThreadPoolExecutor(2) as pool:
         model.will(Begin("This takes long"), Hang())
         with Stream.create(one.url) as stream:
             thread_id = thread_of(stream.read_until(seen_text("This takes long")))
@@ -540,15 +442,15 @@ def test_a_message_for_a_busy_thread_is_refused_after_five_seconds_and_not_store
             assert 5 <= time.monotonic() - began < 8
             assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(409, "thread_busy")] * 2
             stream.leave()
-        eventually(lambda: not rows(database, "SELECT * FROM leases"), what="the end of the turn")
+        eventually(lambda: not either.leases(), what="the end of the turn")
         assert [text_of(item) for item in one.items(thread_id)] == ["Hello", "This takes long"]
         assert text_of(fold(other.say(thread_id))[-1]) == "Hello from the stand-in."
 
 
 @contextmanager
-def two_processes(model: StandIn, database: Path, directory: Path) -> Iterator[tuple[Process, Process]]:
-    """Run the service twice on one file, started at the same time."""
-    variables = probing(model, database)
+def two_processes(model: StandIn, database: Database, directory: Path) -> Iterator[tuple[Process, Process]]:
+    """Run the service twice on one database, started at the same time."""
+    variables = probing(model, **database.environ)
     directories = [directory / "one", directory / "other"]
     for each in directories:
         each.mkdir()
@@ -567,7 +469,7 @@ def test_a_turn_whose_thread_was_taken_over_writes_nothing_more_and_says_so(
     with Stream.create(own_service.url) as stream:
         thread_id = thread_of(stream.read_until(seen_text("Half an answer")))
         eventually(lambda: rows(database, "SELECT * FROM checkpoints"), what="the checkpoint")
-        change(database, f"UPDATE leases SET lease = 'taken', holder = 'somebody' WHERE thread_id = '{thread_id}'")
+        change(database, f"UPDATE leases SET lease = 'taken' WHERE thread_id = '{thread_id}'")
         kept = rows(database, "SELECT body FROM items UNION ALL SELECT body FROM checkpoints")
         stream.read_to_end(10)
     [error] = errors_of(stream.seen)
@@ -578,40 +480,60 @@ def test_a_turn_whose_thread_was_taken_over_writes_nothing_more_and_says_so(
     assert [asked.ended for asked in model.asked] == ["cut"]
 
 
-def test_deleting_a_thread_ends_its_turn_and_it_stays_deleted(
-    own_service: InProcess, model: StandIn, database: Path
+def test_a_turn_that_fails_hangs_up_on_its_model_at_once_and_not_when_memory_is_freed(
+    own_service: InProcess, model: StandIn, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle = own_service.tasks()
-    model.will(Begin("Half an answer"), Hang())
+    merge, kept = chatkit.agents._merge_generators, []
+
+    def keeping(*sources: Any) -> Any:
+        kept.append(merge(*sources))
+        return kept[-1]
+
+    monkeypatch.setattr(chatkit.agents, "_merge_generators", keeping)
+    model.will(Begin("Half an answer"), Wait(0.5), Say("And this is whole."), Hang())
     with Stream.create(own_service.url) as stream:
+        stream.read_until(seen_text("Half an answer"))
+        change(database, "UPDATE leases SET lease = 'taken'")
+        stream.read_to_end(10)
+    eventually(lambda: [asked.ended for asked in model.asked] == ["cut"], what="the end of the model's request")
+    assert len(kept) == 1
+
+
+def test_deleting_a_thread_ends_its_turn_and_it_stays_deleted(
+    either_service: InProcess, model: StandIn, either: Database
+) -> None:
+    idle = either_service.tasks()
+    model.will(Begin("Half an answer"), Hang())
+    with Stream.create(either_service.url) as stream:
         thread_id = thread_of(stream.read_until(seen_text("Half an answer")))
-        own_service.ask("threads.delete", {"thread_id": thread_id})
+        either_service.ask("threads.delete", {"thread_id": thread_id})
         stream.read_to_end(3)
     eventually(lambda: [asked.ended for asked in model.asked] == ["cut"], what="the end of the request to the model")
-    eventually(lambda: not (own_service.tasks() - idle), what="the end of all tasks")
-    assert own_service.post("threads.get_by_id", {"thread_id": thread_id}).status_code == 404
+    eventually(lambda: not (either_service.tasks() - idle), what="the end of all tasks")
+    assert either_service.post("threads.get_by_id", {"thread_id": thread_id}).status_code == 404
     assert errors_of(stream.seen) == []  # who deletes a thread need not be told
-    assert_nothing_is_stored(database)
+    assert_nothing_is_stored(either)
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["that hangs", "that goes on"])
 def test_a_turn_whose_thread_another_process_deleted_ends_and_the_thread_stays_deleted(
-    silent: bool, own_service: InProcess, model: StandIn, database: Path
+    silent: bool, either_service: InProcess, model: StandIn, either: Database
 ) -> None:
     model.will(Begin("Half an answer"), *([Hang()] if silent else [Say(LONG, gap=0.01), Hang()]))
-    with service(**probing(model, database)) as other, Stream.create(own_service.url) as stream:
+    with service(**probing(model, **either.environ)) as other, Stream.create(either_service.url) as stream:
         thread_id = thread_of(stream.read_until(seen_text("Half an answer")))
         other.ask("threads.delete", {"thread_id": thread_id})
         stream.read_to_end(6)
         eventually(lambda: [asked.ended for asked in model.asked] == ["cut"], what="the end of the model's request")
-        assert own_service.post("threads.get_by_id", {"thread_id": thread_id}).status_code == 404
+        assert either_service.post("threads.get_by_id", {"thread_id": thread_id}).status_code == 404
         assert len(errors_of(stream.seen)) == 1
-    assert_nothing_is_stored(database)
+    assert_nothing_is_stored(either)
 
 
-def assert_nothing_is_stored(database: Path) -> None:
-    for table in ("threads", "items", "leases", "checkpoints"):
-        assert rows(database, f"SELECT * FROM {table}") == [], table
+def assert_nothing_is_stored(database: Database) -> None:
+    for table in ("threads", "items", "checkpoints"):
+        assert database.query(f"SELECT * FROM @{table}") == [], table
+    assert database.leases() == []
 
 
 # --- the log ------------------------------------------------------------------------------------------------------
@@ -711,15 +633,15 @@ def assert_stored(database: Path, events: list[Event]) -> None:
     assert_items_are_stored(database, {item["id"]: item for item in fold(events)})
 
 
-def assert_items_are_stored(database: Path, items: dict[str, Item]) -> None:
+def assert_items_are_stored(database: Path | Database, items: dict[str, Item]) -> None:
     stored = stored_items(database)
     for item_id, item in items.items():
         assert item_id in stored, f"{item} is lost"
         assert {key: stored[item_id][key] for key in item} == item
 
 
-def stored_items(database: Path) -> dict[str, Item]:
-    return {item_id: _as_sent(json.loads(body)) for item_id, body in rows(database, "SELECT id, body FROM items")}
+def stored_items(database: Path | Database) -> dict[str, Item]:
+    return {item_id: _as_sent(json.loads(body)) for item_id, body in rows(database, "SELECT id, body FROM @items")}
 
 
 def _as_sent(value: Any) -> Any:
@@ -732,10 +654,12 @@ def _as_sent(value: Any) -> Any:
     return value
 
 
-def rows(database: Path, sql: str) -> list[tuple[Any, ...]]:
-    """Return what another reader of the database file sees."""
+def rows(database: Path | Database, sql: str) -> list[tuple[Any, ...]]:
+    """Return what another reader of the database sees."""
+    if not isinstance(database, Path):
+        return database.query(sql)
     with closing(sqlite3.connect(database, timeout=10)) as db:
-        return db.execute(sql).fetchall()
+        return db.execute(sql.replace("@", "")).fetchall()
 
 
 def change(database: Path, sql: str) -> None:

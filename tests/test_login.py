@@ -254,6 +254,7 @@ OTHERWISE: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
     "input.transcribe": lambda ids: {"audio_base64": "AAAA", "mime_type": "audio/webm"},
 }
 NOT_ABOUT_ONE_THING = {"attachments.create", "input.transcribe"}
+PNG = b"\x89PNG\r\n\x1a\n and so on"
 UNKNOWN = dict.fromkeys(["thread", "question", "answer", "form", "widget", "attachment"], "unknown")
 
 
@@ -267,13 +268,15 @@ def alices(guarded: Client, issuer: Issuer, running_model: StandIn) -> dict[str,
     running_model.will(Say("ALICE'S ANSWER"))
     alice.say(thread)
     items = {item["type"]: item["id"] for item in alice.items(thread)}
+    image = alice.http.post("/attachments", files={"file": ("dot.png", PNG, "image/png")}).json()
     return {
         "thread": thread,
         "question": items["user_message"],
         "answer": items["assistant_message"],
         "form": items["structured_input"],
         "widget": items["widget"],
-        "attachment": "atc_none",
+        "attachment": image["id"],
+        "preview": image["preview_url"],
     }
 
 
@@ -305,6 +308,7 @@ def test_another_users_things_answer_as_what_does_not_exist_and_do_not_change(
     after = alice.items(alices["thread"]), alice.ask("threads.get_by_id", {"thread_id": alices["thread"]})
     assert after == before
     assert mallory.thread_ids() == []
+    assert alice.http.get(alices["preview"]).content == PNG
 
 
 def test_every_route_is_public_or_asks_for_a_token(guarded: Client) -> None:
@@ -391,6 +395,11 @@ def test_a_process_on_every_address_serves_when_that_is_said_to_be_meant(tmp_pat
 
 
 def check(directory: Path, token: str | None = None, **environ: str) -> tuple[int, str]:
+    result = run_check(directory, token, **environ)
+    return result.returncode, result.stdout
+
+
+def run_check(directory: Path, token: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(
         [sys.executable, str(ROOT / "app.py"), "check", *(["--token", "-"] if token is not None else [])],
         cwd=directory,
@@ -402,11 +411,16 @@ def check(directory: Path, token: str | None = None, **environ: str) -> tuple[in
         check=False,
     )
     assert "Traceback" not in result.stderr
-    return result.returncode, result.stdout
+    return result
 
 
 def test_check_says_of_each_part_that_it_is_right(tmp_path: Path, issuer: Issuer, model: StandIn) -> None:
-    environ = {"OPENAI_BASE_URL": model.url, "JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
+    environ = {
+        "OPENAI_BASE_URL": model.url,
+        "OPENAI_DEFAULT_MODEL": "stand-in",
+        "JWKS_URL": issuer.jwks_url,
+        "JWT_ISSUER": issuer.url,
+    }
     code, said = check(tmp_path, issuer.token(), **environ)
     assert code == 0, said
     assert all(line.startswith("ok ") for line in said.splitlines())
@@ -431,6 +445,63 @@ def test_check_says_of_each_part_what_to_do(tmp_path: Path, issuer: Issuer) -> N
     assert "AGENT" in wrong["agent"]
     code, said = check(tmp_path, JWKS_URL="http://127.0.0.1:9/jwks", JWT_ISSUER="x")
     assert "JWKS_URL" in next(line for line in said.splitlines() if line.startswith("wrong  issuer"))
+
+
+def test_check_lists_each_key_once(tmp_path: Path, issuer: Issuer) -> None:
+    environ = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
+    result = run_check(tmp_path, issuer.token(), **environ)
+    said = (result.stdout + result.stderr).splitlines()
+    assert len([line for line in said if "EdDSA" in line]) == 1, said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{token}\n", "ok     token"),
+        ("Bearer {token}", "ok     token"),
+        ("Authorization: Bearer {token}\r\n", "ok     token"),
+        ("{half}\n{other_half}", "wrong  token: it has spaces or line breaks inside"),
+        ("", "wrong  token: there is none on standard input"),
+        ("Bearer\n", "wrong  token: there is none on standard input"),
+        ("YTpi.YTpi.YTpi", "wrong  token: refused: its header is not JSON"),
+    ],
+)
+def test_check_says_of_what_was_piped_in_what_to_do(tmp_path: Path, issuer: Issuer, given: str, said: str) -> None:
+    token = issuer.token()
+    piped = given.format(token=token, half=token[:50], other_half=token[50:])
+    code, lines = check(tmp_path, piped, JWKS_URL=issuer.jwks_url, JWT_ISSUER=issuer.url)
+    assert said in lines
+    assert code == (0 if said.startswith("ok") else 1)
+
+
+def test_check_makes_no_database(tmp_path: Path) -> None:
+    code, said = check(tmp_path)
+    assert (code, list(tmp_path.iterdir())) == (0, [])
+    assert f"{tmp_path}/chatkit.db is not there yet" in said
+    code, said = check(tmp_path, DATABASE_URL="sqlite:///nowhere/chatkit.db")
+    assert (code, list(tmp_path.iterdir())) == (1, [])
+    assert "wrong  database" in said
+    assert f"{tmp_path}/nowhere" in said
+
+
+def test_check_says_whether_the_server_has_the_models(tmp_path: Path, model: StandIn) -> None:
+    known = {"OPENAI_BASE_URL": model.url, "OPENAI_DEFAULT_MODEL": "stand-in"}
+    code, said = check(tmp_path, **known)
+    assert code == 0
+    assert "has stand-in" in said
+    code, said = check(tmp_path, **known, MODELS="stand-in,huge,alias")
+    assert code == 1
+    assert "has no model huge: it has stand-in, other. Set OPENAI_DEFAULT_MODEL or MODELS to what it has." in said
+    code, said = check(tmp_path, OPENAI_BASE_URL=model.url)
+    assert code == 1
+    assert "OPENAI_DEFAULT_MODEL" in said
+
+
+def test_check_tells_the_line_of_an_agent_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "my_agent.py").write_text("x = 1\ndef create_agent(context:\n")
+    code, said = check(tmp_path, AGENT="my_agent", PYTHONPATH=str(tmp_path))
+    assert code == 1
+    assert "my_agent.py, line 2: SyntaxError" in said
 
 
 def test_nothing_of_a_database_changes_by_a_token_that_is_refused(guarded: Client, issuer: Issuer) -> None:

@@ -88,7 +88,7 @@ def test_structured_input_is_asked_answered_and_replaced(client: Client, model: 
     thread, form = thread_of(events), fold(events)[-1]
     assert (form["type"], form["status"]) == ("structured_input", "pending")
 
-    answers = {"q1": {"values": ["red", "blue"]}, "q2": {"values": ["because"]}, "unknown": {"values": ["?"]}}
+    answers = {"q1": {"values": ["red", "blue"]}, "q2": {"values": ["because"]}}
     answered = client.stream(
         "threads.add_structured_input",
         {"thread_id": thread, "item_id": form["id"], "input": {"status": "answered", "answers": answers}},
@@ -133,6 +133,8 @@ def test_a_synchronous_action_answers_with_the_widget_and_stores_it(client: Clie
     answer = client.ask("threads.sync_custom_action", params)
     assert answer["updated_item"]["copy_text"] == "copied"
     assert answer["updated_item"] in client.items(thread)
+    assert answer["updated_item"]["created_at"].endswith("Z")
+    assert client.ask("threads.sync_custom_action", {**params, "action": {"type": "nothing"}}) == {}
 
 
 def test_threads_are_listed_by_their_last_activity_and_paged(client: Client) -> None:
@@ -258,6 +260,9 @@ def test_a_locked_or_closed_thread_says_why_and_takes_nothing(
     ]:
         events = client.stream(operation, on_thread | params)
         assert events == [{"type": "error", "code": "custom", "message": reason, "allow_retry": False}], operation
+    action = on_thread | {"item_id": widget["id"], "action": {"type": "go"}}
+    response = client.post("threads.sync_custom_action", action)
+    assert (response.status_code, response.json()) == (409, {"code": "conflict", "message": reason})
     assert client.items(thread) == items
     assert client.ask("threads.get_by_id", on_thread)["status"] == {"type": kind, "reason": reason}
 

@@ -46,11 +46,67 @@ def test_every_problem_is_named_in_one_message() -> None:
         {"JWT_ISSUER": "https://issuer.example"},
         {"OPENAI_API_KEY_FILE": "/nowhere/key"},
         {"MCP_SERVER_URL": "http://tools.example/mcp", "MCP_FORWARD_AUTH": "1"},
+        {"HOST": "two words"},
+        {"JWKS_URL": "http://[keys", "JWT_ISSUER": "issuer"},
+        {"PUBLIC_URL": "https://chat.example:99999"},
+        {"PUBLIC_URL": "https://chat.example/?user=1"},
+        {"PUBLIC_URL": "https://chat example"},
+        {"DATABASE_URL": "postgresql://"},
+        {"DATABASE_URL": "postgresql+asyncpg://user@host/chat"},
+        {"ROOT_PATH": "/two words"},
+        {"ROOT_PATH": "//host"},
+        {"FORWARDED_ALLOW_IPS": "127.0.0.1, proxy"},
+        {"FORWARDED_ALLOW_IPS": "10.0.0.1/8"},
+        {"ALLOWED_ORIGINS": "*"},
+        {"ALLOWED_ORIGINS": "https://good.example, bad.example"},
+        {"ALLOWED_ORIGINS": "https://good.example/page"},
+        {"ALLOWED_ORIGINS": "https://good.example:port"},
+        {"ATTACHMENT_TYPES": "image/png, pdf"},
+        {"AGENT": "./agent.py"},
+        {"AGENT": "my_agent.py"},
+        {"AGENT": ":make"},
+        {"OPENAI_API_KEY": "sk-one\nsk-two"},
+        {"OPENAI_DEFAULT_MODEL": "a\udcffb"},
+        {"RETENTION_DAYS": "99999999999"},
+        {"TURN_TIMEOUT_SECONDS": "nan"},
+        {"LOG_LEVEL": "verbose"},
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused(environ: dict[str, str]) -> None:
     [problem] = problems(**environ)
     assert problem.endswith(".")
+
+
+def test_a_problem_names_the_entry_of_a_list_and_no_secret() -> None:
+    [problem] = problems(ALLOWED_ORIGINS="https://good.example, bad.example")
+    assert "bad.example" in problem
+    assert "good.example" not in problem
+    [problem] = problems(OPENAI_API_KEY="sk-one\nsk-two")
+    assert "sk-" not in problem
+
+
+def test_origins_are_taken_as_browsers_send_them() -> None:
+    origins = "https://App.example/, http://localhost:3000, https://app.example:443, tauri://localhost"
+    settings = Settings.from_environ({"ALLOWED_ORIGINS": origins})
+    assert settings.allowed_origins == (
+        "https://app.example",
+        "http://localhost:3000",
+        "https://app.example",
+        "tauri://localhost",
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql:///chat?host=/run/postgresql", "postgresql://a:1,b:2/chat", "postgresql://[::1]:5432/chat"]
+)
+def test_an_address_that_libpq_reads_is_taken(url: str) -> None:
+    assert Settings.from_environ({"DATABASE_URL": url}).database_url == url
+
+
+def test_a_key_sets_address_is_kept_to_the_letter() -> None:
+    environ = {"JWKS_URL": "https://issuer.example/keys/", "JWT_ISSUER": "https://issuer.example/"}
+    settings = Settings.from_environ(environ)
+    assert (settings.jwks_url, settings.jwt_issuer) == ("https://issuer.example/keys/", "https://issuer.example/")
 
 
 def test_a_key_set_needs_an_issuer() -> None:
@@ -68,6 +124,27 @@ def test_better_auths_own_names_are_enough() -> None:
 
 def test_an_empty_variable_counts_as_unset() -> None:
     assert Settings.from_environ({"PORT": "", "OPENAI_API_KEY": " "}) == Settings()
+
+
+def test_an_empty_variable_does_not_reach_the_openai_sdks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_BASE_URL", "OPENAI_DEFAULT_MODEL", "OPENAI_ORG_ID"):
+        monkeypatch.setenv(name, " ")
+    (tmp_path / ".env").write_text("OPENAI_PROJECT_ID=\n")
+    environ = load_environ(tmp_path / ".env")
+    assert not [name for name in environ if name.startswith("OPENAI_") and not environ[name].strip()]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(b"AGENT=m\xfcller\n", "UTF-8"), (b"A=1\x00\n", "UTF-8"), (b"# fine\nPORT 8000\n", "line 2")],
+)
+def test_a_file_of_settings_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, named: str) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        load_environ(tmp_path / ".env")
+    [problem] = caught.value.problems
+    assert named in problem
+    assert str(tmp_path / ".env") in problem
 
 
 def test_a_secret_may_be_a_file(tmp_path: Path) -> None:
@@ -88,13 +165,16 @@ def test_the_environment_wins_over_the_file_and_the_openai_sdk_sees_both(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("TOUCHED_BY_THE_FILE", "")
     (tmp_path / ".env").write_text(
-        "# a comment\n\nPORT=1\nexport OPENAI_API_KEY = 'sk-quoted # not a comment'  \nAGENT=mine # a comment\n"
+        '\ufeff# a comment\n\nPORT=1\nTRANSCRIBE_MODEL="w # 1" # a comment\n'
+        "export OPENAI_API_KEY = 'sk-quoted # not a comment'  \nAGENT=mine # a comment\n",
+        encoding="utf-8",
     )
     environ = load_environ(tmp_path / ".env")
     try:
         settings = Settings.from_environ(environ)
-        assert (settings.port, settings.agent) == (9000, "mine")
+        assert (settings.port, settings.agent, settings.transcribe_model) == (9000, "mine", "w # 1")
         assert environ["OPENAI_API_KEY"] == "sk-quoted # not a comment"
     finally:
         monkeypatch.delenv("OPENAI_API_KEY")
         monkeypatch.delenv("AGENT")
+        monkeypatch.delenv("TRANSCRIBE_MODEL")

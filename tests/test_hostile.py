@@ -1,0 +1,238 @@
+"""Clients that are slow, many or malicious: each is bounded, and nobody else waits for them."""
+
+import json
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from app import MAX_BODY_BYTES, MAX_DICTATIONS, create_app
+from conftest import probing
+from connections import Connection
+from service import Client, Process, eventually, fold, process, serving, text_of
+from settings import Settings
+from standin import Say, StandIn
+from test_faults import resident_bytes
+
+MIB = 1024 * 1024
+JSON = {"content-type": "application/json"}
+DICTATION = b'{"type": "input.transcribe", "params": '
+
+
+@pytest.fixture(scope="module")
+def one_for_all(running_model: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    directory = tmp_path_factory.mktemp("hostile")
+    with process(directory, **probing(running_model, directory / "chatkit.db")) as running:
+        yield running
+
+
+@pytest.fixture
+def running(one_for_all: Process, model: StandIn) -> Process:
+    return one_for_all
+
+
+@contextmanager
+def unharmed(running: Process, *, mebibytes: int, seconds: float = 5) -> Iterator[None]:
+    """Run somebody else's turns meanwhile: none takes longer, and the process grows by no more."""
+    running.create()  # what is imported late is there before anything is measured
+    before, ended = resident_bytes(running), threading.Event()
+    turns: list[tuple[float, int]] = []
+
+    def take_turns() -> None:
+        with closing(Client(running.url)) as other:
+            while not ended.wait(0.05):
+                began = time.monotonic()
+                assert text_of(fold(other.create())[-1]) == "Hello from the stand-in."
+                turns.append((time.monotonic() - began, resident_bytes(running)))
+
+    with ThreadPoolExecutor(1) as pool:
+        taking = pool.submit(take_turns)
+        try:
+            yield
+        finally:
+            ended.set()
+        taking.result()
+    slowest, most = max(seconds for seconds, _ in turns), (max(size for _, size in turns) - before) // MIB
+    print(f"{most} MiB more memory; {len(turns)} turns of somebody else, the slowest took {slowest:.2f} s")
+    assert slowest < seconds
+    assert most < mebibytes
+    assert "Traceback" not in running.log
+
+
+def connect(url: str, data: bytes = b"") -> socket.socket:
+    """Return a connection that has sent this and no more."""
+    address = urlsplit(url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=30)
+    connection.sendall(data)
+    return connection
+
+
+def all_from(connection: socket.socket) -> bytes:
+    """Return all that comes until the other side closes; what is sent after that resets the connection."""
+    received = b""
+    with connection, suppress(ConnectionResetError):
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
+
+
+HEAD = b"POST /chatkit HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+
+BEGUN = {
+    "nothing": b"",
+    "half a head": HEAD,
+    "half a body": HEAD + b'content-length: 1000\r\n\r\n{"type": ',
+    "half of what nobody will read": b"POST /nowhere HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 1000\r\n\r\nx",
+    "half a second request": b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n" + HEAD,
+}
+
+# --- slow ---------------------------------------------------------------------------------------------------------
+
+
+class Impatient(Connection):
+    LOOK_SECONDS = 0.3
+
+
+@pytest.fixture
+def impatient(model: StandIn, tmp_path: Path) -> Iterator[str]:
+    """The address of a service that looks 50 times more often how fast its clients are."""
+    app = create_app(Settings.from_environ(probing(model, tmp_path / "chatkit.db")))
+    with serving(app, lifespan="on", http=Impatient) as url:
+        yield url
+
+
+@pytest.mark.parametrize("begun", BEGUN)
+def test_a_request_that_comes_a_byte_at_a_time_is_given_up(impatient: str, begun: str) -> None:
+    with connect(impatient, BEGUN[begun]) as connection:
+        given_up = threading.Event()
+        dripping = threading.Thread(target=drip, args=(connection, given_up))
+        dripping.start()
+        received = all_from(connection)
+        given_up.set()
+        dripping.join()
+    if "second" in begun or "nobody" in begun:  # it has its answer, and no second one
+        assert received.count(b"HTTP/1.1") == 1
+        return
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 Request Timeout")
+    assert json.loads(body) == {"code": "too_slow", "message": "The request did not arrive in time. Send it again."}
+
+
+def drip(connection: socket.socket, given_up: threading.Event) -> None:
+    while not given_up.wait(0.1):
+        try:
+            connection.sendall(b"x")
+        except OSError:
+            return
+
+
+def test_a_request_that_comes_slowly_but_steadily_is_answered(impatient: str) -> None:
+    body = json.dumps({"type": "threads.list", "params": {}}).encode() + b" " * MIB
+    with connect(impatient, HEAD + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body)) as connection:
+        for start in range(0, len(body), 20_000):
+            connection.sendall(body[start : start + 20_000])
+            time.sleep(0.03)  # more than Impatient's least in each of its looks, over more than four of them
+        answer = all_from(connection)
+    assert b"413 " in answer.splitlines()[0]  # a byte too many: it was read to its end
+
+
+def test_a_connection_that_is_kept_between_requests_is_not_taken_for_a_slow_one(impatient: str) -> None:
+    with closing(Client(impatient)) as client:
+        for _ in range(3):
+            assert client.post("threads.list").status_code == 200
+            time.sleep(0.4)
+
+
+def test_a_stream_to_a_client_that_sends_nothing_more_goes_on(impatient: str, model: StandIn) -> None:
+    model.will(Say("A word and another. " * 10, gap=0.05))
+    with closing(Client(impatient)) as client:
+        assert text_of(fold(client.create())[-1]) == "A word and another. " * 10
+
+
+# --- many ---------------------------------------------------------------------------------------------------------
+
+
+def test_2000_connections_cost_bounded_memory_and_nobody_elses_time(running: Process) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    with unharmed(running, mebibytes=200), ExitStack() as stack:
+        for number in range(2000):
+            stack.enter_context(connect(running.url, list(BEGUN.values())[number % 3]))
+        eventually(lambda: running.create(), what="a turn after all have come")
+    eventually(lambda: len(descriptors(running)) < 100, what="the end of all connections")
+
+
+def descriptors(running: Process) -> list[Path]:
+    return list(Path(f"/proc/{running.process.pid}/fd").iterdir())
+
+
+def test_more_connections_than_the_process_may_open_are_refused_in_words(model: StandIn, tmp_path: Path) -> None:
+    variables = probing(model, tmp_path / "chatkit.db")
+    with process(tmp_path, through=["prlimit", "--nofile=200"], **variables) as running, ExitStack() as stack:
+        first = [stack.enter_context(connect(running.url)) for _ in range(80)]
+        [*_, last] = [stack.enter_context(connect(running.url)) for _ in range(100)]
+        head, _, body = all_from(last).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 5" in head
+        assert json.loads(body) == {"code": "busy", "message": "The service is busy. Try again in a moment."}
+        first[0].sendall(b"GET /readyz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+        assert b"200 OK" in all_from(first[0]).splitlines()[0]
+        for each in first:
+            each.close()
+        eventually(lambda: len(descriptors(running)) < 150)
+        assert text_of(fold(eventually(running.create))[-1]) == "Hello from the stand-in."
+        assert "Traceback" not in running.log
+
+
+# --- large --------------------------------------------------------------------------------------------------------
+
+LARGE = {
+    "a body of 50 MB": (b'{"type": "' + b"x" * 50_000_000, 413),
+    "50 MB that begin as dictation": (DICTATION + b'{"audio_base64": "' + b"A" * 50_000_000, 413),
+    "a million nested brackets": (b"[" * (MAX_BODY_BYTES - 1), 400),
+    "a million nested objects": (b'{"type":' * (MAX_BODY_BYTES // 8), 400),
+    "brackets where anything may be": (
+        b'{"type": "threads.custom_action", "params": {"thread_id": "t", "action": {"type": "a", "payload": '
+        + b"[" * 500_000
+        + b"]" * 500_000
+        + b"}}}",
+        400,
+    ),
+    "30 million nested brackets in dictation": (DICTATION + b"[" * 30_000_000, 400),
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_a_body_too_large_or_too_deep_is_refused_and_costs_bounded_memory(what: str, running: Process) -> None:
+    body, status = LARGE[what]
+    with unharmed(running, mebibytes=400), ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: post(running, body), range(16)))
+    assert set(answers) <= {status, 429, 0}
+    assert status in answers
+
+
+def post(running: Process, body: bytes) -> int:
+    """Return the status of the answer; 0 where the connection was closed before all was sent."""
+    with httpx2.Client(trust_env=False, timeout=60) as http:
+        try:
+            return http.post(f"{running.url}/chatkit", content=body, headers=JSON).status_code
+        except httpx2.TransportError:
+            return 0
+
+
+def test_dictations_beyond_a_few_at_once_are_refused_for_the_moment(running: Process) -> None:
+    begun = HEAD + b"content-length: 10000000\r\n\r\n" + DICTATION + b'{"audio_base64": "' + b"A" * 2 * MIB
+    with ExitStack() as stack:
+        for _ in range(MAX_DICTATIONS):
+            stack.enter_context(connect(running.url, begun))
+        eventually(lambda: post(running, LARGE["30 million nested brackets in dictation"][0]) == 429)
+        assert running.post("threads.list").status_code == 200
+    eventually(lambda: post(running, LARGE["30 million nested brackets in dictation"][0]) == 400)

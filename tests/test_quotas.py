@@ -1,0 +1,68 @@
+"""What a user, and a process, may use at once: refused before anything is stored, counted over all processes."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from clients import Stream
+from conftest import probing
+from service import Client, errors_of, eventually, service
+from standin import Begin, Hang, Say, StandIn
+from test_faults import seen_text
+
+
+def refusal(client: Client) -> str:
+    """Return what a message is answered that must be refused; nothing of it may be stored."""
+    before = client.thread_ids()
+    [error] = client.create("Refused")
+    assert (error["type"], error["allow_retry"]) == ("error", False)
+    assert client.thread_ids() == before
+    return str(error["message"])
+
+
+def test_turns_in_a_minute_are_counted_over_all_processes(model: StandIn, tmp_path: Path) -> None:
+    variables = probing(model, tmp_path / "chatkit.db", TURNS_PER_MINUTE="3")
+    with service(**variables) as one, service(**variables) as other:
+        for client in (one, other, one):
+            assert errors_of(client.create()) == []
+        for client in (one, other):
+            assert refusal(client).startswith("You have sent too many messages in a minute. Try again in ")
+
+
+def test_turns_at_once_are_counted_over_all_processes_and_free_when_they_end(model: StandIn, tmp_path: Path) -> None:
+    variables = probing(model, tmp_path / "chatkit.db", CONCURRENT_TURNS_PER_USER="2")
+    model.will(Begin("One"), Hang())
+    with service(**variables) as one, service(**variables) as other, Stream.create(one.url) as stream:
+        stream.read_until(seen_text("One"))
+        model.will(Begin("Two"), Hang())
+        with Stream.create(other.url) as second:
+            second.read_until(seen_text("Two"))
+            for client in (one, other):
+                assert refusal(client).startswith("Too many answers are being written for you at once.")
+            second.leave()
+        eventually(lambda: errors_of(one.create()) == [], what="room for another turn")
+        stream.leave()
+
+
+def test_tokens_of_a_day_are_counted_over_all_processes(model: StandIn, tmp_path: Path) -> None:
+    variables = probing(model, tmp_path / "chatkit.db", TOKENS_PER_DAY="25")  # a turn takes 12, and so does a title
+    with service(**variables) as one, service(**variables) as other:
+        assert errors_of(one.create()) == []
+        assert errors_of(other.create()) == []
+        eventually(lambda: errors_of(one.create()), what="the count of the titles")
+        for client in (one, other):
+            assert refusal(client).startswith("You have used up what you may use in a day.")
+
+
+def test_a_process_runs_no_more_turns_than_it_may_and_lets_none_wait(model: StandIn, tmp_path: Path) -> None:
+    model.otherwise = [Begin("Half an answer"), Hang()]
+    with service(**probing(model, tmp_path / "chatkit.db", MAX_TURNS="5")) as client, ExitStack() as stack:
+        streams = [stack.enter_context(Stream.create(client.url)) for _ in range(5)]
+        for stream in streams:
+            stream.read_until(seen_text("Half an answer"))
+        assert refusal(client) == "The service is busy. Try again in a moment."
+        assert len(model.asked) == 5
+        streams[0].leave()
+        model.otherwise = [Say("There is room again.")]
+        eventually(lambda: errors_of(client.create()) == [], what="room for another turn")
+        for stream in streams[1:]:
+            stream.leave()
