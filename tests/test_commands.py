@@ -1,6 +1,9 @@
 """The command line: how the process starts, refuses to start, and listens."""
 
+import gc
 import os
+import pty
+import shutil
 import signal
 import socket
 import sqlite3
@@ -12,18 +15,22 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from commands import main
 from conftest import probing
-from service import ROOT, eventually, fold, process, service, thread_of
-from sockets import listen
-from standin import Call, StandIn, standing_in
+from service import ROOT, errors_of, eventually, fold, is_up, message, process, service, text_of, thread_of
+from sockets import UNREAD_SECONDS, listen
+from standin import Begin, Call, Hang, Say, StandIn, standing_in
 
 
-def run(directory: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def run(
+    directory: Path, *arguments: str, stdout: int = subprocess.PIPE, **environ: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "app.py"), *arguments],
         cwd=directory,
         env={"PATH": os.environ["PATH"], **environ},
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=30,
         check=False,
@@ -31,10 +38,10 @@ def run(directory: Path, *arguments: str, **environ: str) -> subprocess.Complete
 
 
 def test_unreadable_settings_are_all_named_and_the_exit_code_is_2(tmp_path: Path) -> None:
-    result = run(tmp_path, PORT="http", WORKERS="none")
+    result = run(tmp_path, PORT="http", WORKERS="none", LOG_LEVEL="verbose")
     assert result.returncode == 2
-    assert "PORT must be" in result.stderr
-    assert "WORKERS must be" in result.stderr
+    for name in ("PORT", "WORKERS", "LOG_LEVEL"):
+        assert f"{name} must be" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -61,11 +68,87 @@ def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("agent", ["no_such_module", "settings", "settings:nothing"])
-def test_an_agent_that_is_not_there_is_named(tmp_path: Path, agent: str) -> None:
+def test_a_database_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "chatkit.db").write_bytes(b"no database at all, but rather a text" * 100)
+    result = run(tmp_path, PORT="0")
+    assert result.returncode == 1
+    assert f"{tmp_path}/chatkit.db" in result.stderr
+    assert "DATABASE_URL" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_postgresql_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
+    result = run(tmp_path, PORT="0", DATABASE_URL="postgresql://chat:s3cret@127.0.0.1:9/chat")
+    assert result.returncode == 1
+    assert "127.0.0.1" in result.stderr
+    assert "DATABASE_URL" in result.stderr
+    assert "s3cret" not in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("agent", ["no_such_module", "no_such.module", "settings", "settings:nothing"])
+def test_an_agent_that_is_not_there_is_named_with_where_it_must_be(tmp_path: Path, agent: str) -> None:
     result = run(tmp_path, PORT="0", AGENT=agent)
     assert result.returncode == 2
-    assert agent.partition(":")[0] in result.stderr
+    assert f"AGENT={agent}" in result.stderr
+    assert ("beside app.py" in result.stderr) == agent.startswith("no_such")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("x = 1\ndef create_agent(context:\n", "line 2"),
+        ("import json\n\njson.loads('')\n", "line 3"),
+        ("import no_such_package\n", "no_such_package"),
+        ("raise SystemExit('over')\n", "SystemExit"),
+    ],
+)
+def test_an_agent_that_cannot_be_imported_is_told_with_its_line(tmp_path: Path, source: str, said: str) -> None:
+    (tmp_path / "my_agent.py").write_text(source)
+    result = run(tmp_path, PORT="0", AGENT="my_agent", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 2
+    assert "AGENT=my_agent" in result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("check",), ("usage",)])
+def test_a_file_of_settings_that_cannot_be_read_is_said_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    for source in ROOT.glob("*.py"):
+        (tmp_path / source.name).symlink_to(source)
+    (tmp_path / "app.py").unlink()
+    shutil.copy(ROOT / "app.py", tmp_path)
+    (tmp_path / ".env").write_bytes(b"AGENT=m\xfcller")
+    command = [sys.executable, str(tmp_path / "app.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 2
+    assert ".env is not text in UTF-8" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_log_begins_with_what_runs(tmp_path: Path) -> None:
+    with process(tmp_path) as offline:
+        [line] = [line for line in offline.log.splitlines() if "starting" in line]
+        for words in (offline.url, "SQLite", f"{tmp_path}/chatkit.db", "no login", "offline demo"):
+            assert words in line
+    environ = {
+        "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
+        "OPENAI_API_KEY": "s3cret",
+        "OPENAI_DEFAULT_MODEL": "small",
+        "JWKS_URL": "http://127.0.0.1:9/keys",
+        "JWT_ISSUER": "https://issuer.example",
+        "PORT": "0",
+    }
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py")], cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True
+    ) as online:
+        assert online.stderr is not None
+        line = next(line for line in iter(online.stderr.readline, "") if "starting" in line)
+        online.kill()
+    for words in ("https://issuer.example", "small", "http://127.0.0.1:9/v1"):
+        assert words in line
+    assert "s3cret" not in line
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
@@ -77,31 +160,91 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     assert "PORT=" in result.stderr
 
 
-def test_the_sockets_of_the_service_send_small_events_at_once() -> None:
+def test_the_sockets_of_the_service_send_small_events_at_once_and_give_up_who_reads_nothing() -> None:
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == UNREAD_SECONDS * 1000
 
 
-def test_the_process_may_open_more_files_than_it_was_given(tmp_path: Path) -> None:
-    with process(tmp_path) as service:
-        limits = Path(f"/proc/{service.process.pid}/limits").read_text()
-        [line] = [line for line in limits.splitlines() if line.startswith("Max open files")]
-        soft, hard = line.split()[3:5]
-        assert int(soft) == min(int(hard), 65536)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_hangup_ends_and_reloads_nothing(tmp_path: Path, model: StandIn, workers: str) -> None:
+    with process(tmp_path, **probing(model, tmp_path / "chatkit.db", WORKERS=workers)) as client:
+        model.will(Say("This takes a little while to be said", gap=0.3))
+        with client.streaming("threads.create", {"input": message("Slowly")}) as events:
+            seen = [next(events)]
+            client.signal(signal.SIGHUP)
+            seen += list(events)
+        assert not errors_of(seen)
+        assert text_of(fold(seen)[-1]) == "This takes a little while to be said"
+        assert "SIGHUP" not in client.log
+        client.signal(signal.SIGTERM)
+        assert client.wait() == 0
+
+
+def test_workers_that_take_long_to_start_are_waited_for(tmp_path: Path) -> None:
+    slowly = "import sys, time\nif '--multiprocessing-fork' in sys.orig_argv: time.sleep(7)\n"
+    (tmp_path / "sitecustomize.py").write_text(slowly)
+    with process(tmp_path, WORKERS="2", PYTHONPATH=str(tmp_path)) as client:
+        assert client.ask("threads.list")["data"] == []
+
+
+def test_a_terminal_that_is_closed_ends_the_service_well(tmp_path: Path) -> None:
+    terminal, standard_input = pty.openpty()
+    with process(tmp_path, stdin=standard_input) as client:
+        client.signal(signal.SIGHUP)
+        assert client.wait() == 0
+    os.close(terminal)
+    os.close(standard_input)
+
+
+def test_a_second_interrupt_ends_the_service_at_once_and_loses_nothing_that_was_shown(
+    tmp_path: Path, model: StandIn
+) -> None:
+    environ = probing(model, tmp_path / "chatkit.db", SHUTDOWN_GRACE_SECONDS="300")
+    model.will(Begin("Half an answer"), Hang())
+    hang = {"input": message("Hang")}
+    with process(tmp_path, **environ) as client, client.streaming("threads.create", hang) as events:
+        seen: list[dict] = []
+        while "answer" not in str(seen[-1:]):
+            seen.append(next(events))
+        client.signal(signal.SIGINT)
+        eventually(lambda: not is_up(client))
+        client.signal(signal.SIGINT)
+        assert client.wait(20) == 0
+    with process(tmp_path, **environ) as client:
+        assert [text_of(item) for item in client.items(thread_of(seen))] == ["Hang", "Half an answer"]
+
+
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["export-user"], ["delete-user"], ["purge", "all"]])
+def test_arguments_that_are_wrong_are_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert any(word in said for word in ("'no-such-command'", "required: ID", "unrecognized arguments: all"))
+
+
+def test_migrate_makes_the_schema_and_says_so(tmp_path: Path) -> None:
+    migrated = run(tmp_path, "migrate")
+    assert (migrated.returncode, migrated.stdout) == (0, "The database has this release's schema.\n")
+    assert "from schema 0 to" in migrated.stderr
+    assert sqlite3.connect(tmp_path / "chatkit.db").execute("SELECT count(*) FROM threads").fetchone() == (0,)
 
 
 def test_usage_is_counted_by_day_user_and_model_with_feedback(tmp_path: Path, model: StandIn) -> None:
     with service(**probing(model, tmp_path / "chatkit.db")) as client:
         events = client.create("Hello")
+        on_thread = {"thread_id": thread_of(events)}
+        eventually(lambda: "title" in client.ask("threads.get_by_id", on_thread), what="its title, which counts too")
         model.will(Call("look_up", {"word": "x"}))
         client.say(thread_of(events))
-        rated = {"thread_id": thread_of(events), "item_ids": [fold(events)[-1]["id"]]}
+        rated = {**on_thread, "item_ids": [fold(events)[-1]["id"]]}
         client.ask("items.feedback", {**rated, "kind": "positive"})
         client.ask("items.feedback", {**rated, "kind": "negative"})
     lines = run(tmp_path, "usage").stdout.splitlines()
-    assert lines[1].split() == [f"{datetime.now(UTC):%Y-%m-%d}", "local", "stand-in", "3", "21", "15"]
+    assert lines[1].split() == [f"{datetime.now(UTC):%Y-%m-%d}", "local", "stand-in", "4", "28", "20"]
     assert lines[-1].split() == ["local", "0", "1"]
 
 
@@ -140,3 +283,12 @@ def test_the_service_runs_under_uvicorns_own_command_too(tmp_path: Path) -> None
         assert any("Uvicorn running on" in line for line in lines)
         server.send_signal(signal.SIGTERM)
         server.wait(20)
+
+
+def test_the_garbage_collector_is_spared_what_lives_as_long_as_the_process(model: StandIn, tmp_path: Path) -> None:
+    before = gc.get_threshold()
+    with service(**probing(model, tmp_path / "chatkit.db")):
+        assert gc.get_freeze_count() > 100_000
+        assert gc.get_threshold()[0] == 50_000
+    assert gc.get_freeze_count() == 0
+    assert gc.get_threshold() == before
