@@ -1,0 +1,48 @@
+"""A database file that another process locks: for 30 seconds, or in the short form for as long as a writer waits."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from clients import Stream
+from conftest import LONG, probing
+from service import Client, errors_of, eventually, service, text_of, thread_of
+from standin import Begin, Hang, StandIn
+from test_disk import assert_takes_no_writes, assert_works_again
+from test_faults import rows, seen_text
+
+
+def test_a_database_that_another_process_locks_is_said_so_and_used_again_when_it_is_free(
+    model: StandIn, tmp_path: Path
+) -> None:
+    database = tmp_path / "chatkit.db"
+    with service(**probing(model, database)) as running:
+        thread_id = thread_of(running.create("Before"))
+        model.will(Begin("Half an answer"), Hang())
+        with Stream.create(running.url) as stream, ThreadPoolExecutor(1) as pool:
+            stream.read_until(seen_text("Half an answer"))
+            with locked(database):
+                began = time.monotonic()
+                assert_takes_no_writes(running, thread_id)
+                while LONG and time.monotonic() - began < 25:
+                    assert Client(running.url).items(thread_id)
+                waiting = pool.submit(Client(running.url).create, "Shortly before the end")
+                time.sleep(5 if LONG else 0.5)
+            assert errors_of(waiting.result()) == []  # who did not have to wait for long noticed nothing
+            assert_works_again(running, thread_id)
+            stream.leave()
+        eventually(lambda: not rows(database, "SELECT * FROM leases"), what="the end of the turn")
+        assert [text_of(item) for item in running.items(thread_of(stream.seen))] == ["Hello", "Half an answer"]
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            other.execute("ROLLBACK")
