@@ -1,0 +1,12 @@
+/** Next.js calls this once, before the server answers. */
+export async function register(): Promise<void> {
+  if (process.env.NEXT_RUNTIME === "nodejs") {
+    const { migrate } = await import("./lib/auth");
+    try {
+      await migrate();
+    } catch (error) {
+      console.error(error instanceof Error ? error.message : error);
+      process.exit(1); // else the server would stay, and answer every request with an error
+    }
+  }
+}
