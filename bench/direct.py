@@ -1,0 +1,161 @@
+"""What is measured without HTTP, in a process of its own: `python direct.py FIGURE`, which prints one JSON object."""
+
+import asyncio
+import json
+import os
+import random
+import sqlite3
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+BENCH = Path(__file__).resolve().parent
+sys.path[:0] = [str(BENCH.parent), str(BENCH.parent / "tests")]
+
+WRITERS = 64
+PAGES = 400
+
+
+def memory() -> None:
+    """The memory of a process that imports the SDKs and does nothing else, and what the import took."""
+    begin = time.monotonic()
+    import agents  # noqa: F401
+    import chatkit.agents
+    import chatkit.server  # noqa: F401
+
+    seconds = time.monotonic() - begin
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    print(json.dumps({"import_seconds": seconds, "bytes": pages * os.sysconf("SC_PAGE_SIZE")}))
+
+
+async def writes(path: str, writes_each: int) -> dict[str, float]:
+    """Durable item writes a second of 64 writers: committed together, and with BEGIN and COMMIT for each."""
+    from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadMetadata
+
+    import sqlite
+    import store as stores
+    from context import RequestContext
+
+    class CommitEach(sqlite.SQLiteFile):
+        """The same statements by the same connection, each write in a transaction of its own."""
+
+        async def write(self, write: Any) -> Any:
+            if not hasattr(self, "lock"):
+                self.lock = asyncio.Lock()
+            async with self.lock:
+                [outcome] = await sqlite._on_thread(self._writer, lambda db: sqlite._transaction(db, [write]))
+                return outcome
+
+    async def one(kind: type[sqlite.SQLiteFile]) -> tuple[float, float]:
+        file = f"{path}-{kind.__name__}"
+        async with kind.open(file, stores.MIGRATIONS) as opened:
+            store, context, took = stores.SQLiteStore(opened), RequestContext("user"), []
+
+            async def writer(number: int) -> None:
+                thread = f"thr_{number}"
+                await store.save_thread(ThreadMetadata(id=thread, created_at=datetime.now(UTC)), context)
+                for place in range(writes_each):
+                    item = AssistantMessageItem(
+                        id=f"msg_{number}_{place}",
+                        thread_id=thread,
+                        created_at=datetime.now(UTC),
+                        content=[AssistantMessageContent(text="word " * 50)],
+                    )
+                    begin = time.monotonic()
+                    await store.add_thread_item(thread, item, context)
+                    took.append(time.monotonic() - begin)
+
+            begin = time.monotonic()
+            await asyncio.gather(*[writer(number) for number in range(WRITERS)])
+            seconds = time.monotonic() - begin
+        for name in (file, f"{file}-wal", f"{file}-shm"):
+            Path(name).unlink(missing_ok=True)
+        return len(took) / seconds, sorted(took)[int(len(took) * 0.99)] * 1000
+
+    together, together_p99 = await one(sqlite.SQLiteFile)
+    each, each_p99 = await one(CommitEach)
+    return {"together": together, "together_p99": together_p99, "each": each, "each_p99": each_p99}
+
+
+async def build(path: str, items: int) -> None:
+    """Make a store with one thread of so many items."""
+    from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadMetadata
+
+    from context import RequestContext
+    from store import open_store
+
+    now = datetime.now(UTC)
+    content = [AssistantMessageContent(text="word " * 20)]
+    item = AssistantMessageItem(id="msg_@", thread_id="thr_1", created_at=now, content=content)
+    body = item.model_dump_json(by_alias=True)
+    async with open_store(f"sqlite:///{path}") as store:
+        await store.save_thread(ThreadMetadata(id="thr_1", created_at=now), RequestContext("user"))
+    with sqlite3.connect(path) as db:
+        rows = ((n, f"msg_{n}", body.replace("@", str(n))) for n in range(1, items + 1))
+        db.executemany("INSERT INTO items VALUES (?, 'thr_1', 'user', ?, 'assistant_message', ?)", rows)
+        db.execute("UPDATE sequence SET value = ?", (items + 1,))
+    db.close()
+
+
+async def page(path: str, items: int) -> dict[str, float]:
+    """CPU of a page of 20 items behind a cursor anywhere, in microseconds."""
+    from context import RequestContext
+    from store import open_store
+
+    async with open_store(f"sqlite:///{path}") as store:
+        context, chosen = RequestContext("user"), random.Random(1)
+
+        async def pages() -> None:
+            for _ in range(PAGES):
+                await store.load_thread_items("thr_1", f"msg_{chosen.randint(30, items)}", 20, "desc", context)
+
+        await pages()
+        begin = time.process_time()
+        await pages()
+        return {"microseconds": (time.process_time() - begin) / PAGES * 1e6}
+
+
+async def tokens() -> dict[str, float]:
+    """CPU of verifying a token, in microseconds: by the verifier, and by python-jose with the key set as it came."""
+    from jose import jwt
+
+    from auth import Verifier
+    from issuer import Issuer
+
+    async def cost(verify: Callable[[], Awaitable[Any]]) -> float:
+        costs = []
+        for _ in range(5):
+            begin = time.process_time()
+            for _ in range(200):
+                await verify()
+            costs.append((time.process_time() - begin) / 200 * 1e6)
+        return median(costs)
+
+    found = {}
+    with Issuer() as issuer:
+        async with Verifier(issuer.jwks_url, issuer.url) as verifier:
+            await verifier.wait_until_ready()
+            for algorithm in ("EdDSA", "ES256", "RS256"):
+                token = issuer.token(algorithm)
+                found[algorithm] = await cost(lambda: verifier.verify(token))  # noqa: B023 (awaited)
+                if algorithm == "EdDSA":
+                    continue  # python-jose has none
+                key = issuer.keys[algorithm].jwk
+
+                async def decode() -> None:
+                    jwt.decode(token, key, algorithms=[algorithm], audience=issuer.url, issuer=issuer.url)  # noqa: B023
+
+                found[f"{algorithm} jose"] = await cost(decode)
+    return found
+
+
+if __name__ == "__main__":
+    figure, arguments = sys.argv[1], [int(each) if each.isdigit() else each for each in sys.argv[2:]]
+    if figure == "memory":
+        memory()
+    else:
+        print(json.dumps(asyncio.run(globals()[figure](*arguments))))

@@ -1,0 +1,379 @@
+"""The figures: each takes one sample of each contestant in every round, so that they share what the machine does."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from contestants import BENCH, CORES, MEASURED, ROOT, Contestant, running
+from load import Answer, Client, Connection, Script, Upstream, clock, marker
+
+OURS, MEMORY, SQLITE, BARE, WIRE = "ours", "template", "template, sqlite3", "bare run", "wire"
+
+
+@dataclass
+class Results:
+    """Samples by figure and contestant."""
+
+    samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def add(self, figure: str, contestant: str, sample: float) -> None:
+        self.samples.setdefault(figure, {}).setdefault(contestant, []).append(sample)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much each figure does; the quick form does little of everything."""
+
+    rounds: int = 5
+    clients: tuple[int, ...] = (1, 32, 256)
+    turns_each: tuple[int, ...] = (40, 8, 2)
+    history: int = 9
+    """Turns that each thread has behind it: 20 items with the first."""
+    long_turns: int = 12
+    longest: int = 10_000
+    paced: tuple[int, ...] = (200, 256)
+    requests: int = 400
+    silent: int = 1000
+    writes_each: int = 60
+    items: int = 1_000_000
+    endurance: int = 20_000
+
+
+QUICK = Sizes(
+    rounds=2,
+    clients=(1, 32),
+    turns_each=(15, 3),
+    history=1,
+    long_turns=4,
+    longest=3000,
+    paced=(64,),
+    requests=100,
+    silent=100,
+    writes_each=10,
+    items=100_000,
+    endurance=1600,
+)
+
+
+class Bench:
+    """The contestants that serve, with as many users each as any figure needs."""
+
+    def __init__(self, sizes: Sizes, results: Results, upstream: Upstream, directory: Path):
+        self.sizes = sizes
+        self.results = results
+        self.upstream = upstream
+        self.directory = directory
+        self.contestants: dict[str, Contestant] = {}
+        self.users: dict[str, list[Client]] = {}
+        self.databases = 0
+
+    # --- contestants ----------------------------------------------------------------------------------------------
+
+    def start(self, name: str, **more: Any) -> Any:
+        """Return the context of a contestant that begins with nothing."""
+        self.databases += 1
+        environ = {
+            "BENCH_DIRECTORY": str(self.directory),
+            "BENCH_DATABASE": str(self.directory / f"{self.databases}.db"),
+            "BENCH_STREAM": str(self.directory / "stream.sse"),
+            "OPENAI_API_KEY": "none",
+            "OPENAI_BASE_URL": self.upstream.url,
+        }
+        if name != OURS:
+            arguments = {
+                MEMORY: ["template.py", "memory"],
+                SQLITE: ["template.py", "sqlite"],
+                BARE: ["bare.py"],
+                WIRE: ["wire.py"],
+            }[name]
+            return running(name, [str(BENCH / arguments[0]), *arguments[1:]], environ, **more)
+        environ |= {
+            "DATABASE_URL": f"sqlite:///{environ['BENCH_DATABASE']}",
+            "PORT": "0",
+            "HISTORY_ITEMS": "20",
+            "MAX_TURNS": "0",  # the bench has one user and no mercy
+            "TURNS_PER_MINUTE": "0",
+            "CONCURRENT_TURNS_PER_USER": "0",
+            "LOG_LEVEL": "INFO",
+            **more.pop("environ", {}),
+        }
+        return running(name, [str(ROOT / "app.py")], environ, **more)
+
+    async def open_users(self, contestant: Contestant, users: int) -> list[Client]:
+        """Return users with titled threads."""
+        self.upstream.script = Script(deltas=1)
+        if contestant.name == WIRE:
+            return [Client(Connection(contestant.port), "") for _ in range(users)]
+        opened: list[Client] = []
+        for begin in range(0, users, 32):
+            opened += await asyncio.gather(
+                *[Client.open(contestant.port) for _ in range(begin, min(users, begin + 32))]
+            )
+        return opened
+
+    async def talk(
+        self, contestant: Contestant, users: int, turns_each: int, stagger_seconds: float = 0.0
+    ) -> list[tuple[str, Answer]]:
+        """Have so many users say something so often; what the bare run answers has no times."""
+        markers = [[marker() for _ in range(turns_each)] for _ in range(users)]
+        if contestant.name == BARE:
+            await contestant.ask({"turns": markers})
+            return [(text, Answer(0.0)) for texts in markers for text in texts]
+
+        async def one(place: int) -> list[tuple[str, Answer]]:
+            await asyncio.sleep(place * stagger_seconds / users)
+            return await self.users[contestant.name][place].say_all(markers[place])
+
+        answered = await asyncio.gather(*[one(place) for place in range(users)])
+        return [each for answers in answered for each in answers]
+
+    async def prepare(self, names: list[str], stack: AsyncExitStack) -> None:
+        """Start the contestants, give their users threads with a history, and warm them up."""
+        users = max(*self.sizes.clients, *self.sizes.paced)
+        for name in names:
+            if name == WIRE:
+                await self._record_stream()
+            contestant = await stack.enter_async_context(self.start(name))
+            self.contestants[name] = contestant
+            if name != BARE:
+                self.users[name] = await self.open_users(contestant, users)
+            if name not in (BARE, WIRE):
+                for begin in range(0, users, 32):
+                    group = self.users[name][begin : begin + 32]
+                    await asyncio.gather(*[user.say_all([marker()] * self.sizes.history) for user in group])
+            self.upstream.script = Script()
+            await self.talk(contestant, min(users, 16), 2)
+
+    async def _record_stream(self) -> None:
+        """Keep the bytes of the template's answer for the wire."""
+        self.upstream.script = Script()
+        answer = await self.users[MEMORY][0].say(marker(), keep=True)
+        _, _, body = bytes(answer.kept or b"").partition(b"\r\n\r\n")
+        events = [line for line in body.split(b"\r\n") if line.startswith(b"data: ")]
+        assert len(events) > 50, body
+        (self.directory / "stream.sse").write_bytes(b"".join(events))
+
+    async def rounds(self, names: list[str], sample: Callable[[Contestant], Coroutine[Any, Any, None]]) -> None:
+        for _ in range(self.sizes.rounds):
+            for name in names:
+                if name in self.contestants:
+                    await sample(self.contestants[name])
+
+    # --- turns ----------------------------------------------------------------------------------------------------
+
+    async def turns(self) -> None:
+        for users, turns_each in zip(self.sizes.clients, self.sizes.turns_each, strict=True):
+            self.upstream.script = Script()
+
+            async def sample(contestant: Contestant, users: int = users, turns_each: int = turns_each) -> None:
+                begin, cpu = clock(), contestant.cpu_seconds()
+                answered = await self.talk(contestant, users, turns_each)
+                seconds, cpu = clock() - begin, contestant.cpu_seconds() - cpu
+                self.results.add(f"turns a second, {users} clients", contestant.name, len(answered) / seconds)
+                self.results.add(f"CPU ms per turn, {users} clients", contestant.name, cpu / len(answered) * 1000)
+                if users == 1 and contestant.name not in (BARE, WIRE):
+                    waits = sorted(answer.first_delta_at - answer.asked_at for _, answer in answered)
+                    self._add_waits("1 client", contestant, waits)
+
+            await self.rounds([OURS, MEMORY, SQLITE, BARE, WIRE], sample)
+
+    async def long_turns(self) -> None:
+        for deltas, turns in ((1000, self.sizes.long_turns), (self.sizes.longest, 2)):
+            self.upstream.script = Script(deltas=deltas)
+
+            async def sample(contestant: Contestant, deltas: int = deltas, turns: int = turns) -> None:
+                cpu = contestant.cpu_seconds()
+                await self.talk(contestant, turns, 1)
+                cpu = contestant.cpu_seconds() - cpu
+                self.results.add(f"CPU µs per delta of {deltas}", contestant.name, cpu / turns / deltas * 1e6)
+
+            await self.rounds([OURS, MEMORY, BARE], sample)
+
+    async def paced(self) -> None:
+        """Streams of 20 deltas a second: each user says three things, and the first is not counted."""
+        self.upstream.script = Script(gap_seconds=0.05)
+        for users in self.sizes.paced:
+
+            async def sample(contestant: Contestant, users: int = users) -> None:
+                cpu = contestant.cpu_seconds()
+                answered = await self.talk(contestant, users, 3, stagger_seconds=2.5)
+                cpu = contestant.cpu_seconds() - cpu
+                counted = [each for place, each in enumerate(answered) if place % 3]
+                waits = sorted(answer.first_delta_at - answer.asked_at for _, answer in counted)
+                self._add_waits(f"{users} streams of 20 deltas/s", contestant, waits)
+                name = f"CPU ms per turn, {users} streams of 20 deltas/s"
+                self.results.add(name, contestant.name, cpu / len(answered) * 1000)
+
+            await self.rounds([OURS, MEMORY], sample)
+
+    def _add_waits(self, load: str, contestant: Contestant, waits: list[float]) -> None:
+        """The stand-in waits for nothing, so that all the time to the first delta was added to it."""
+        self.results.add(f"ms to the first delta, {load}, p50", contestant.name, waits[len(waits) // 2] * 1000)
+        self.results.add(f"ms to the first delta, {load}, p99", contestant.name, waits[len(waits) * 99 // 100] * 1000)
+
+    # --- requests that do not stream ------------------------------------------------------------------------------
+
+    async def requests(self) -> None:
+        for operation in ("threads.list", "threads.get_by_id", "threads.update"):
+
+            async def sample(contestant: Contestant, operation: str = operation) -> None:
+                async def user(client: Client) -> None:
+                    params: dict[str, Any] = {} if operation == "threads.list" else {"thread_id": client.thread_id}
+                    if operation == "threads.update":
+                        params["title"] = "Another title"
+                    for _ in range(self.sizes.requests // 8):
+                        await client.connection.send(operation, params)
+
+                begin, cpu = clock(), contestant.cpu_seconds()
+                await asyncio.gather(*[user(client) for client in self.users[contestant.name][:8]])
+                seconds, cpu = clock() - begin, contestant.cpu_seconds() - cpu
+                self.results.add(f"{operation} a second", contestant.name, self.sizes.requests / seconds)
+                name = f"CPU ms per {operation}"
+                self.results.add(name, contestant.name, cpu / self.sizes.requests * 1000)
+
+            await self.rounds([OURS, MEMORY, SQLITE], sample)
+
+    # --- memory, start, workers -----------------------------------------------------------------------------------
+
+    async def silent(self) -> None:
+        """Memory per stream that is open and says nothing, in a process that has been warmed up."""
+        for _ in range(self.sizes.rounds):
+            for name in (OURS, MEMORY, BARE):
+                async with self.start(name) as contestant:
+                    self.users[name], kept = [], self.users.get(name, [])
+                    if name != BARE:
+                        self.users[name] = await self.open_users(contestant, self.sizes.silent)
+                    self.upstream.script = Script()
+                    await self.talk(contestant, 32, 2)
+                    await asyncio.sleep(1)
+                    before = contestant.memory_bytes()
+                    self.upstream.script, self.upstream.answers = Script(hangs=True), 0
+                    talking = asyncio.create_task(self.talk(contestant, self.sizes.silent, 1))
+                    while self.upstream.answers < self.sizes.silent:
+                        await asyncio.sleep(0.05)
+                    await asyncio.sleep(2)  # for what follows the first delta: checkpoints are written each half second
+                    each = (contestant.memory_bytes() - before) / self.sizes.silent
+                    self.results.add("KB per silent stream", name, each / 1000)
+                    for user in self.users[name]:
+                        user.connection.close()
+                    contestant.process.kill()
+                    talking.cancel()
+                    await asyncio.wait({talking})
+                    self.users[name] = kept
+
+    async def start_up(self) -> None:
+        """From the process's start to its first whole answer, and what it holds when idle after that."""
+        for _ in range(self.sizes.rounds):
+            begin = clock()
+            imported = await self.direct("memory")
+            self.results.add("ms from start to first answer", "import", (clock() - begin) * 1000)
+            self.results.add("idle memory, MB", "import", imported["bytes"] / 1e6)
+            for name in (OURS, MEMORY):
+                self.upstream.script = Script(deltas=1)
+                begin = clock()
+                async with self.start(name) as contestant:
+                    client = await Client.open(contestant.port)
+                    self.results.add("ms from start to first answer", name, (clock() - begin) * 1000)
+                    await asyncio.sleep(1)
+                    self.results.add("idle memory, MB", name, contestant.resident_bytes() / 1e6)
+                    client.connection.close()
+
+    async def workers(self) -> None:
+        """One process and two, on all cores, which they share with the load."""
+        for _ in range(self.sizes.rounds):
+            for workers in (1, 2):
+                name = f"{workers} worker{'s' * (workers > 1)}"
+                async with self.start(OURS, environ={"WORKERS": str(workers)}, cores=CORES) as contestant:
+                    kept = self.users.get(OURS, [])
+                    self.users[OURS] = await self.open_users(contestant, 32)
+                    self.upstream.script = Script()
+                    await self.talk(contestant, 32, 1)
+                    begin = clock()
+                    answered = await self.talk(contestant, 32, self.sizes.turns_each[1])
+                    self.results.add("turns a second, all cores", name, len(answered) / (clock() - begin))
+                    self.users[OURS] = kept
+
+    async def endurance(self) -> None:
+        """What the process holds while it answers so many turns that a leak would show; not part of a full run."""
+        async with self.start(OURS) as contestant:
+            self.users[OURS] = await self.open_users(contestant, 32)
+            self.upstream.script = Script()
+            tenth = self.sizes.endurance // 10
+            for turns in range(tenth, self.sizes.endurance + 1, tenth):
+                await self.talk(contestant, 32, tenth // 32)
+                megabytes = contestant.resident_bytes() / 1e6
+                self.results.add("MB resident after turns", f"{turns} turns", megabytes)
+                print(f"bench: {megabytes:.0f} MB after {turns} turns", flush=True)
+
+    # --- without HTTP ---------------------------------------------------------------------------------------------
+
+    async def direct(self, figure: str, *arguments: object) -> dict[str, float]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(BENCH / "direct.py"),
+            figure,
+            *map(str, arguments),
+            stdout=asyncio.subprocess.PIPE,
+            preexec_fn=lambda: os.sched_setaffinity(0, [MEASURED]),
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == 0, f"{figure} failed"
+        return dict(json.loads(output) or {})
+
+    async def store(self) -> None:
+        few, many = 1000, self.sizes.items
+        for items in (few, many):
+            await self.direct("build", self.directory / f"{items}.db", items)
+        for _ in range(self.sizes.rounds):
+            wrote = await self.direct("writes", self.directory / "writes.db", self.sizes.writes_each)
+            for kind, name in (("together", OURS), ("each", "a commit each")):
+                self.results.add("durable writes a second, 64 writers", name, wrote[kind])
+                self.results.add("ms for a durable write, 64 writers, p99", name, wrote[f"{kind}_p99"])
+            for items in (few, many):
+                read = await self.direct("page", self.directory / f"{items}.db", items)
+                self.results.add("CPU µs per page of 20 items", f"{items} items", read["microseconds"])
+            verified = await self.direct("tokens")
+            for algorithm in ("EdDSA", "ES256", "RS256"):
+                name = f"CPU µs per token, {algorithm}"
+                self.results.add(name, OURS, verified[algorithm])
+                if f"{algorithm} jose" in verified:
+                    self.results.add(name, "python-jose", verified[f"{algorithm} jose"])
+
+
+GROUPS = {
+    "turns": (Bench.turns, [OURS, MEMORY, SQLITE, BARE, WIRE]),
+    "long": (Bench.long_turns, [OURS, MEMORY, BARE]),
+    "paced": (Bench.paced, [OURS, MEMORY]),
+    "requests": (Bench.requests, [OURS, MEMORY, SQLITE]),
+    "silent": (Bench.silent, []),
+    "start": (Bench.start_up, []),
+    "workers": (Bench.workers, []),
+    "store": (Bench.store, []),
+    "endurance": (Bench.endurance, []),
+}
+"""What `--only` names: the figures, and the contestants that they need running."""
+
+ALONE = {"endurance"}
+"""What takes too long for a full run."""
+
+
+@asynccontextmanager
+async def prepared(bench: Bench, groups: list[str], without: list[str]) -> AsyncIterator[None]:
+    names = [name for name in (OURS, MEMORY, SQLITE, BARE, WIRE) if name not in without]
+    needed = [name for name in names if any(name in GROUPS[group][1] for group in groups)]
+    async with AsyncExitStack() as stack:
+        if needed:
+            begin = time.monotonic()
+            await bench.prepare(needed, stack)
+            print(f"bench: prepared in {time.monotonic() - begin:.0f} s", flush=True)
+        yield
+        for users in bench.users.values():
+            for user in users:
+                user.connection.close()

@@ -1,0 +1,84 @@
+"""The table: medians with the spread, ratios, and what was promised."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from statistics import median
+
+from figures import BARE, MEMORY, OURS, Results
+
+TARGETS: list[tuple[str, str, str, str, float]] = [
+    ("turns a second, 32 clients", OURS, MEMORY, "at least", 2.5),
+    ("turns a second, 256 clients", OURS, MEMORY, "at least", 2.5),
+    ("CPU ms per turn, 32 clients", OURS, BARE, "at most", 1.0),
+    ("CPU ms per threads.list", OURS, MEMORY, "at most", 1 / 15),
+    ("CPU ms per threads.get_by_id", OURS, MEMORY, "at most", 1 / 15),
+    ("ms to the first delta, 1 client, p50", OURS, MEMORY, "at most", 0.5),
+    ("ms to the first delta, 256 streams of 20 deltas/s, p50", OURS, MEMORY, "at most", 0.2),
+    ("CPU µs per page of 20 items", "1000000 items", "1000 items", "at most", 1.3),
+    ("durable writes a second, 64 writers", OURS, "a commit each", "at least", 15),
+    ("ms for a durable write, 64 writers, p99", OURS, "a commit each", "at most", 1.0),
+    ("ms from start to first answer", OURS, "import", "at most", 1.2),
+    ("idle memory, MB", OURS, "import", "at most", 1.15),
+]
+"""Figure, whose, beside whose, and what the ratio of the medians is to be."""
+
+MAX_KB_ABOVE_BARE = 60
+
+
+def report(results: Results, minutes: float) -> str:
+    """Return the page, in Markdown."""
+    lines = [
+        "# Measured beside what people would use instead",
+        "",
+        f"Written by `python3 bench/run.py` on {datetime.now(UTC):%Y-%m-%d} in {minutes:.0f} minutes:"
+        f" {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()},"
+        f" ChatKit SDK {version('openai-chatkit')}, Agents SDK {version('openai-agents')}, openai {version('openai')}.",
+        "What is measured runs on one core, the load and the stand-in for the model on the other. Median of the rounds,"
+        " and their spread; every ratio is ours divided by theirs. Of absolute numbers only those of one run compare.",
+        "",
+        "| | median | spread | ratio |",
+        "|---|---:|---:|---:|",
+    ]
+    for figure, by_contestant in results.samples.items():
+        lines.append(f"| **{figure}** | | | |")
+        first = median(next(iter(by_contestant.values())))
+        for place, (contestant, samples) in enumerate(by_contestant.items()):
+            ratio = f"{first / median(samples):.2f}" if place and median(samples) else ""
+            spread = f"{_number(min(samples))} to {_number(max(samples))}"
+            lines.append(f"| {contestant} | {_number(median(samples))} | {spread} | {ratio} |")
+    lines += ["", "| promised | ratio | |", "|---|---:|---|", *_kept(results)]
+    return "\n".join(lines) + "\n"
+
+
+def _kept(results: Results) -> list[str]:
+    rows = []
+    for figure, ours, theirs, sense, bound in TARGETS:
+        found = results.samples.get(figure, {})
+        if ours in found and theirs in found:
+            ratio = median(found[ours]) / median(found[theirs])
+            holds = ratio >= bound if sense == "at least" else ratio <= bound
+            rows.append(_row(f"{figure}: {sense} {bound:.3g} times {theirs}", ratio, holds=holds))
+    deltas = sorted(
+        (int(name.rpartition(" ")[2]), median(found[OURS]))
+        for name, found in results.samples.items()
+        if name.startswith("CPU µs per delta of") and OURS in found
+    )
+    if len(deltas) > 1:
+        ratio = deltas[-1][1] / deltas[0][1]
+        rows.append(_row(f"a delta of {deltas[-1][0]} costs as one of {deltas[0][0]}", ratio, holds=ratio <= 1.1))
+    silent = results.samples.get("KB per silent stream", {})
+    if OURS in silent and BARE in silent:
+        above = median(silent[OURS]) - median(silent[BARE])
+        words = f"a silent stream holds at most {MAX_KB_ABOVE_BARE} KB more than the bare run's (here KB)"
+        rows.append(_row(words, above, holds=above <= MAX_KB_ABOVE_BARE))
+    return rows
+
+
+def _row(words: str, ratio: float, *, holds: bool) -> str:
+    return f"| {words} | {ratio:.3g} | {'holds' if holds else 'does not hold'} |"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

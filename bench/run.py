@@ -1,0 +1,80 @@
+"""Measures the service beside what people would use instead: `python3 bench/run.py [--quick] [--only GROUP,…]`.
+
+It makes a virtual environment with the locked packages and those of bench/requirements.lock, pins what is measured to
+one core and the load to another, prints a table, and, when everything was measured in full, writes bench/RESULTS.md.
+Everything in full takes about 25 minutes, and wants a machine that does nothing else.
+"""
+
+import argparse
+import asyncio
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parent
+ENVIRONMENT = BENCH.parent / ".venv-bench"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the service beside what people would use instead.")
+    parser.add_argument("--quick", action="store_true", help="little of everything, in three minutes: nothing to quote")
+    parser.add_argument(
+        "--only", default="", help="some alone: turns,long,paced,requests,silent,start,workers,store,endurance"
+    )
+    parser.add_argument("--without", default="", help="contestants to leave out, such as 'template, sqlite3;wire'")
+    parser.add_argument("--rounds", type=int, help="samples of each figure")
+    options = parser.parse_args()
+    if Path(sys.prefix) != ENVIRONMENT:
+        python = ENVIRONMENT / "bin" / "python"
+        if not python.exists():
+            install(python)
+        os.execv(python, [str(python), __file__, *sys.argv[1:]])
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else 65536, hard))
+    asyncio.run(measure(options))
+
+
+def install(python: Path) -> None:
+    print(f"bench: making {ENVIRONMENT.name} …", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
+    for lock in (BENCH.parent / "requirements.lock", BENCH / "requirements.lock"):
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", lock], check=True)
+
+
+async def measure(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from contestants import LOAD
+    from figures import ALONE, GROUPS, QUICK, Bench, Results, Sizes, prepared
+    from load import standing_in
+    from report import report
+
+    os.sched_setaffinity(0, [LOAD])
+    sizes = QUICK if options.quick else Sizes()
+    if options.rounds:
+        sizes = replace(sizes, rounds=options.rounds)
+    groups = options.only.split(",") if options.only else [name for name in GROUPS if name not in ALONE]
+    without = options.without.split(";")
+    results, begin = Results(), time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="chatkit-bench-") as directory:
+            async with standing_in() as upstream:
+                bench = Bench(sizes, results, upstream, Path(directory))
+                async with prepared(bench, groups, without):
+                    for group in groups:
+                        started = time.monotonic()
+                        await GROUPS[group][0](bench)
+                        print(f"bench: {group} in {time.monotonic() - started:.0f} s", flush=True)
+    finally:  # what was measured before an interruption is worth reading
+        table = report(results, (time.monotonic() - begin) / 60)
+        print(table)
+    if not (options.quick or options.only or options.without):
+        (BENCH / "RESULTS.md").write_text(table, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
