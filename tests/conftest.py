@@ -1,12 +1,28 @@
 """Fixtures that several files of tests share."""
 
-from collections.abc import Iterator
+import os
+import random
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
+from databases import Database, PostgresDatabase, SQLiteDatabase
+from postgres_server import PostgresServer, postgres_server
 from service import Client, service
 from standin import StandIn, standing_in
+
+LONG = os.environ.get("SOAK") == "1"
+"""Whether the tests under `soak` are to run in full, for an hour, and not in the shortened form of the suite."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what has no shortened form."""
+    if not LONG and (left_out := [item for item in items if item.get_closest_marker("soak")]):
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture
@@ -49,10 +65,37 @@ def client(running_service: Client, model: StandIn) -> Client:
     return running_service
 
 
-def probing(model: StandIn, database: Path, **more: str) -> dict[str, str]:
+@pytest.fixture(scope="session")
+def running_postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(running_postgres: PostgresServer) -> PostgresDatabase:
+    """An empty database: no other test uses its prefix."""
+    return PostgresDatabase(running_postgres, f"t{secrets.token_hex(8)}_")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Database]:
+    """Make an empty database each time; the test is run for each kind."""
+    if request.param == "postgres":
+        server = request.getfixturevalue("running_postgres")
+        return lambda: PostgresDatabase(server, f"t{secrets.token_hex(8)}_")
+    return lambda: SQLiteDatabase(Path(mkdtemp(prefix="database", dir=tmp_path)))
+
+
+@pytest.fixture
+def database(new_database: Callable[[], Database]) -> Database:
+    """An empty database, whichever kind."""
+    return new_database()
+
+
+def probing(model: StandIn, database: Path | None = None, **more: str) -> dict[str, str]:
     """Return the variables of a service with the probe agent and the stand-in's model, and without quotas."""
     return {
-        "DATABASE_URL": f"sqlite:///{database}",
+        **({"DATABASE_URL": f"sqlite:///{database}"} if database else {}),
         "OPENAI_BASE_URL": model.url,
         "OPENAI_API_KEY": "test-key",
         "AGENT": "probe_agent",
@@ -60,3 +103,11 @@ def probing(model: StandIn, database: Path, **more: str) -> dict[str, str]:
         "CONCURRENT_TURNS_PER_USER": "0",
         **more,
     }
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Random numbers; their seed is printed, and taken again from FAULTS_SEED."""
+    seed = os.environ.get("FAULTS_SEED") or str(random.randrange(2**32))
+    print(f"FAULTS_SEED={seed}")
+    return random.Random(seed)

@@ -14,19 +14,44 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-SYSTEM = {"node": "nodejs", "npm": "npm", "chromium": "chromium"}
+SYSTEM = {
+    "node": "nodejs",
+    "npm": "npm",
+    "chromium": "chromium",
+    "pgbouncer": "pgbouncer",
+    "nginx": "nginx",
+    "caddy": "caddy",
+    "haproxy": "haproxy",
+    "faketime": "faketime",
+    "apache2": "apache2",
+    "systemd-analyze": "systemd",
+}
 """Programs that the tests start, and the Debian packages that they come from."""
 
-NODE = ["tests/betterauth"]
+SOAK = {
+    "buildah": "buildah",
+    "podman": "podman",
+    "runc": "runc",
+    "debootstrap": "debootstrap",
+    "systemd-nspawn": "systemd-container",
+    "dbus-daemon": "dbus",
+}
+"""The same, for those tests that run with SOAK=1 only."""
+
+NODE = ["frontend", "tests/betterauth"]
 """Folders whose packages npm installs."""
+
+NODE_VERSION = (20, 9)
+"""What Next.js needs at least. Debian 12 has an older one; there the tests take the one that Playwright brings."""
 
 
 def main(arguments: list[str]) -> int:
     newest = "--newest" in arguments
     arguments = [argument for argument in arguments if argument != "--newest"]
-    install_system_packages()
-    install_node_packages()
+    install_system_packages({**SYSTEM, **SOAK} if os.environ.get("SOAK") == "1" else SYSTEM)
     python = install_python_packages(newest=newest)
+    choose_node(python)
+    install_node_packages()
     return subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT, check=False).returncode
 
 
@@ -50,16 +75,30 @@ def install_python_packages(*, newest: bool) -> Path:
     return python
 
 
+def choose_node(python: Path) -> None:
+    """Put a Node.js that is new enough first in the PATH of all that is started from here."""
+    said = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
+    major, minor, *_ = said.strip().removeprefix("v").split(".")
+    if (int(major), int(minor)) >= NODE_VERSION:
+        return
+    where = "import pathlib, playwright; print(pathlib.Path(playwright.__file__).with_name('driver'))"
+    driver = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip()
+    step(f"Node.js {said.strip()} is too old: taking the one in {driver}")
+    os.environ["PATH"] = f"{driver}:{os.environ['PATH']}"
+
+
 def install_node_packages() -> None:
     for name in NODE:
         folder = ROOT / name
-        if not (folder / "node_modules").exists():
+        installed = folder / "node_modules" / ".package-lock.json"
+        if not installed.exists() or installed.stat().st_mtime < (folder / "package-lock.json").stat().st_mtime:
             step(f"installing the packages of {name}")
             run("npm", "ci", "--no-audit", "--no-fund", "--loglevel=error", "--prefix", folder)
 
 
-def install_system_packages() -> None:
-    missing = {program: package for program, package in SYSTEM.items() if not shutil.which(program)}
+def install_system_packages(programs: dict[str, str]) -> None:
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"  # where Debian puts servers; not everybody's PATH has it
+    missing = {program: package for program, package in programs.items() if not shutil.which(program, path=path)}
     if not missing:
         return
     packages = sorted(set(missing.values()))

@@ -1,6 +1,10 @@
 """The arrows between the modules point down, as README's map of the code says."""
 
 import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -8,12 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"context", "settings", "keyset", "sockets", "page"},
-    {"conversations", "auth", "local"},
-    {"failures", "openitems", "sqlite"},
-    {"sdk", "store", "demo", "attachments", "dictation"},
-    {"turns", "history", "files", "provider", "titles", "toolservers", "agent"},
-    {"agentmodule"},
+    {"metrics", "progress", "chatkitlogger"},
+    {"context", "settings", "keyset", "sockets", "page", "connections", "outbox"},
+    {"conversations", "auth", "local", "telemetry"},
+    {"failures", "openitems", "rows", "users", "sqlite", "sqliteschema", "pool", "postgresschema"},
+    {"upkeep", "sqliteuploads", "sqliteupkeep", "postgresuploads", "postgresupkeep"},
+    {"postgres"},
+    {"sdk", "store", "demo", "attachments", "dictation", "leases"},
+    {"turns", "copying", "history", "files", "provider", "toolservers", "agent"},
+    {"agentmodule", "titles"},
+    {"runs"},
     {"server", "tour"},
     {"check"},
     {"app"},
@@ -44,9 +52,26 @@ def test_a_module_imports_only_from_below(module: str) -> None:
     assert imports(module) & ours <= below
 
 
+def test_every_package_that_is_imported_is_asked_for_or_named_with_what_brings_it() -> None:
+    ours = set().union(*LAYERS)
+    used = set().union(*map(imports, ours)) - ours - sys.stdlib_module_names
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    asked_for = tomllib.loads(project)["project"]
+    direct = {re.match(r"[\w-]+", line)[0] for line in asked_for["dependencies"]}
+    optional = asked_for["optional-dependencies"]
+    extras = {re.match(r"[\w-]+", line)[0] for line in optional["postgres"] + optional["metrics"]}
+    brought = dict(re.findall(r"^# `([\w-]+)` by ([\w-]+)", project, re.MULTILINE))
+    distributions = {name: metadata.packages_distributions()[name][0].replace("_", "-") for name in used}
+    assert set(distributions.values()) == direct | extras | brought.keys()
+    for name, by in brought.items():
+        needed = {re.match(r"[\w-]+", line)[0].lower() for line in metadata.requires(by) or ()}
+        assert name in needed, f"{by} does not bring {name}"
+        assert by in direct
+
+
 def test_only_the_routes_speak_http() -> None:
     speakers = {module for module in set().union(*LAYERS) if "starlette" in imports(module)}
-    assert speakers == {"app", "files", "page"}
+    assert speakers == {"app", "files", "page", "telemetry"}
 
 
 def test_only_the_entry_point_looks_up() -> None:

@@ -56,6 +56,14 @@ def test_the_first_two_blocks_are_one_command_each() -> None:
     assert second == "python3 tests/run.py\n"
 
 
+def test_every_test_that_the_page_on_reliability_names_exists() -> None:
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"))
+    files = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    there = {name for text in files for name in re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE)}
+    assert len(named) > 30
+    assert [name for name in named if name not in there] == []
+
+
 def test_the_lock_files_name_no_registry() -> None:
     for lock in ROOT.glob("requirements*.lock"):
         lines = lock.read_text(encoding="utf-8").splitlines()
@@ -168,6 +176,8 @@ def test_the_readmes_agents_do_what_is_said_of_them(
             assert "Ordered" in str(client.stream("threads.custom_action", action))
 
 
-def test_the_help_names_every_command() -> None:
+def test_the_table_of_commands_is_that_of_the_help() -> None:
     command = [sys.executable, str(ROOT / "app.py"), "--help"]
-    assert "serve" in subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    shown = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    listed = set(re.findall(r"^\| `python app\.py ([a-z-]+)", README, re.MULTILINE))
+    assert listed == set(re.findall(r"^    ([a-z-]+)\b", shown, re.MULTILINE))

@@ -1,9 +1,13 @@
 """The page as its user sees it."""
 
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import BrowserContext, Page, Request, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 FLAGS = [
     "--no-sandbox",
@@ -17,6 +21,21 @@ FLAGS = [
 NO_CHROMIUM = "Chromium is needed: `apt-get install -y chromium`, or let CHROMIUM name its program."
 
 expect.set_options(timeout=10_000)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start the system's Chromium. It keeps a loop running in this thread: no asynchronous test may run inside.
+
+    Raises `FileNotFoundError` that says what to install.
+    """
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not path:
+        raise FileNotFoundError(NO_CHROMIUM)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 class Chat:

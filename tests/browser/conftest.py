@@ -1,25 +1,18 @@
 """Real Chromium against the real service."""
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext
 
-from browser.chat_page import FLAGS, NO_CHROMIUM, Chat, new_chat
+from browser.chat_page import Chat, chromium, new_chat
 from browser.process import Service, running
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not path:
-        pytest.fail(NO_CHROMIUM)
-    with sync_playwright() as playwright:  # it keeps a loop running in this thread: no asynchronous test may run inside
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="package")

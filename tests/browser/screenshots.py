@@ -4,8 +4,6 @@ PYTHONPATH=.:tests python tests/browser/screenshots.py
 """
 
 import asyncio
-import os
-import shutil
 import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
@@ -26,9 +24,9 @@ from chatkit.types import (
     Workflow,
     WorkflowItem,
 )
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
-from browser.chat_page import FLAGS, NO_CHROMIUM, Chat
+from browser.chat_page import Chat, chromium
 from browser.process import Service, running
 from browser.stage import CARD, root
 from context import LOCAL_USER, RequestContext
@@ -121,20 +119,14 @@ def take(browser: Browser, url: str, name: str, thread_id: str | None, size: Any
 
 
 def main() -> int:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not path:
-        print(NO_CHROMIUM, file=sys.stderr)
-        return 1
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, running(Service(Path(folder) / "chat.db")) as service:
         ids = asyncio.run(fill(service.database_url))
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        with chromium() as browser:
             take(browser, service.url, "start", None, DESKTOP, "light")
             take(browser, service.url, "widget", ids["order"], DESKTOP, "light")
             take(browser, service.url, "dark", ids["tea"], DESKTOP, "dark")
             take(browser, service.url, "phone", ids["order"], PHONE, "light")
-            browser.close()
     return 0
 
 
