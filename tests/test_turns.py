@@ -26,12 +26,12 @@ from chatkit.types import (
     ThreadMetadata,
 )
 
-from app import TurnResponse
 from context import RequestContext
 from conversations import ConversationStore, Quota, QuotaExceeded, ThreadBusy
 from service import events_of
 from sqliteschema import NOW
 from store import open_store
+from streams import TurnResponse
 from turns import MAX_UNREAD_BYTES, Events, Stopped, Turn, Turns
 
 pytestmark = pytest.mark.anyio
