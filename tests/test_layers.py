@@ -19,7 +19,7 @@ LAYERS = [
     {"upkeep", "sqliteuploads", "sqliteupkeep", "postgresuploads", "postgresupkeep"},
     {"postgres"},
     {"sdk", "store", "demo", "attachments", "dictation", "leases"},
-    {"turns", "copying", "history", "files", "provider", "toolservers", "agent"},
+    {"answers", "turns", "copying", "history", "files", "provider", "toolservers", "agent"},
     {"agentmodule", "titles"},
     {"runs"},
     {"server", "tour", "streams"},
@@ -71,7 +71,7 @@ def test_every_package_that_is_imported_is_asked_for_or_named_with_what_brings_i
 
 def test_only_the_routes_speak_http() -> None:
     speakers = {module for module in set().union(*LAYERS) if "starlette" in imports(module)}
-    assert speakers == {"app", "files", "page", "streams", "telemetry"}
+    assert speakers == {"answers", "app", "files", "page", "streams", "telemetry"}
 
 
 def test_only_the_entry_point_looks_up() -> None:
