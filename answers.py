@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from chatkit.store import NotFoundError
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -18,7 +17,7 @@ from auth import InvalidToken, KeysUnavailable, TokenMissing
 from conversations import AlreadySent, AlreadyUploaded, QuotaExceeded, StoreUnavailable, ThreadBusy
 from dictation import DictationFailed
 from failures import Refused, log_failure, quota_words, words_for
-from local import Forbidden, is_host
+from local import Forbidden
 from telemetry import request_id
 
 log = logging.getLogger("service")
@@ -120,13 +119,6 @@ class Unforeseen:
             started = started or message["type"] == "http.response.start"
             await send(message)
 
-        hosts = Headers(scope=scope).getlist("host") if scope["type"] == "http" else []
-        if len(hosts) > 1 or not all(map(is_host, hosts)):  # all that makes an address of it would fail, anywhere
-            refused = answer(
-                400, "bad_host", "The Host header must be one host name or address, with or without a port."
-            )
-            await refused(scope, receive, send)
-            return
         try:
             await self._app(scope, receive, send_watched)
         except Exception as error:

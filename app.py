@@ -32,6 +32,7 @@ from conversations import Quota, QuotaExceeded
 from dictation import Dictation
 from failures import Refused
 from files import file_routes
+from hosts import OneHost
 from local import LocalAccess
 from page import PageSettings, page_routes
 from provider import open_upstream, run_config
@@ -77,6 +78,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
                 allow_headers=["*"],
                 expose_headers=["retry-after", "x-request-id"],
             ),
+            Middleware(OneHost),
             Middleware(Unforeseen),
         ],
         exception_handlers=EXCEPTION_HANDLERS,

@@ -1,9 +1,7 @@
 """Without login every request is the one local user, so that only this machine's own pages and programs may ask."""
 
 import logging
-import re
 from collections.abc import Collection
-from ipaddress import IPv6Address
 from urllib.parse import urlsplit
 
 from settings import is_loopback
@@ -52,17 +50,6 @@ class LocalAccess:
         if message not in self._warned and len(self._warned) < 100:
             self._warned.add(message)
             log.warning("%s", message)
-
-
-def is_host(host: str) -> bool:
-    """Whether a `Host` header can name a host (RFC 9110 §7.2); an empty one names none, and is one all the same."""
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|[\w.~%-]*)(?::(\d{0,5}))?", host, re.ASCII)
-    if match is None or int(match[2] or 0) > 65535:
-        return False
-    try:
-        return match[1] is None or bool(IPv6Address(match[1]))
-    except ValueError:
-        return False
 
 
 def _origin(url: str) -> str:

@@ -20,7 +20,7 @@ LAYERS = [
     {"postgres"},
     {"sdk", "store", "demo", "attachments", "dictation", "leases"},
     {"answers", "turns", "copying", "history", "files", "provider", "toolservers", "agent"},
-    {"agentmodule", "titles"},
+    {"agentmodule", "titles", "hosts"},
     {"runs"},
     {"server", "tour", "streams"},
     {"check"},
@@ -71,7 +71,7 @@ def test_every_package_that_is_imported_is_asked_for_or_named_with_what_brings_i
 
 def test_only_the_routes_speak_http() -> None:
     speakers = {module for module in set().union(*LAYERS) if "starlette" in imports(module)}
-    assert speakers == {"answers", "app", "files", "page", "streams", "telemetry"}
+    assert speakers == {"answers", "app", "files", "hosts", "page", "streams", "telemetry"}
 
 
 def test_only_the_entry_point_looks_up() -> None:
