@@ -1,12 +1,11 @@
 """The service over HTTP. Read from the top: how a request travels."""
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from answers import EXCEPTION_HANDLERS, Unforeseen, answer
 from attachments import Attachments
 from auth import bearer_token
 from check import verifier_of
+from collector import quiet_collector
 from context import LOCAL_USER, RequestContext
 from conversations import Quota, QuotaExceeded
 from dictation import Dictation
@@ -160,7 +160,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 dictation=Dictation(upstream.client, settings.transcribe_model) if upstream.client else None,
             )
             await stack.enter_async_context(upkeep(store, settings.retention_days))
-            stack.enter_context(_quiet_collector())
+            stack.enter_context(quiet_collector())
             yield {
                 "settings": settings,
                 "log_key": link_key,
@@ -174,27 +174,6 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
             }
 
     return open_all
-
-
-YOUNG_OBJECTS = 50_000
-"""How many more objects there are before the garbage collector looks again (Python's own: 700)."""
-
-
-@contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """Spare the garbage collector the SDKs' hundreds of thousands of objects, which live as long as the process.
-
-    It would walk them again and again, for a good part of what a turn costs.
-    """
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS, *thresholds[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 NO_LOGIN = (

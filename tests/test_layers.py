@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"metrics", "progress", "chatkitlogger"},
+    {"metrics", "progress", "chatkitlogger", "collector"},
     {"context", "settings", "keyset", "sockets", "page", "connections", "outbox"},
     {"conversations", "auth", "local", "telemetry"},
     {"failures", "openitems", "rows", "users", "sqlite", "sqliteschema", "pool", "postgresschema"},
