@@ -1,8 +1,6 @@
 """The service over HTTP. Read from the top: how a request travels."""
 
 import asyncio
-import logging
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,13 +31,12 @@ from dictation import Dictation
 from failures import Refused
 from files import file_routes
 from hosts import OneHost
-from local import LocalAccess
+from local import LocalAccess, loopback_only
 from page import PageSettings, page_routes
 from provider import open_upstream, run_config
 from sdk import parse_request
 from server import ChatServer
-from settings import Settings, SettingsError, is_loopback, load_environ
-from sockets import listening_hosts
+from settings import Settings, load_environ
 from store import open_store
 from streams import SSE_HEADERS, TurnResponse
 from telemetry import Telemetry, note
@@ -47,8 +44,6 @@ from toolservers import ToolServers
 from tour import with_tour
 from turns import Turn, Turns
 from upkeep import upkeep
-
-log = logging.getLogger("service")
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_DICTATION_BYTES = 34 * 1024 * 1024
@@ -120,7 +115,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
             verifier = await stack.enter_async_context(verifier_of(settings)) if settings.jwks_url else None
             local = LocalAccess(settings.allowed_origins, settings.public_url, allow_anonymous=settings.allow_anonymous)
             if not (settings.jwks_url or settings.allow_anonymous):
-                await stack.enter_async_context(_loopback_only())
+                await stack.enter_async_context(loopback_only())
             store = await stack.enter_async_context(open_store(settings.database_url, settings.table_prefix))
             link_key = await store.load_link_key()
             attachments = Attachments(
@@ -174,43 +169,6 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
             }
 
     return open_all
-
-
-NO_LOGIN = (
-    "HOST={host} lets other machines in, and without JWKS_URL everybody is the same user. Set JWKS_URL and JWT_ISSUER,"
-    " or ALLOW_ANONYMOUS=1 if whoever reaches the service may share that user."
-)
-
-
-@asynccontextmanager
-async def _loopback_only() -> AsyncIterator[None]:
-    """End the process when it listens beyond loopback without login, whichever server was told to listen there.
-
-    A socket that was handed over is there already; one that the server binds comes right after the start.
-    """
-    _require_loopback()
-
-    async def watch() -> None:
-        for _ in range(50):
-            await asyncio.sleep(0.1)
-            try:
-                _require_loopback()
-            except SettingsError as error:
-                log.critical("%s", error)
-                signal.raise_signal(signal.SIGTERM)
-                return
-
-    watching = asyncio.create_task(watch(), name="loopback only")
-    try:
-        yield
-    finally:
-        watching.cancel()
-
-
-def _require_loopback() -> None:
-    for host in listening_hosts():
-        if not is_loopback(host):
-            raise SettingsError([NO_LOGIN.format(host=host)])
 
 
 # --- routes -------------------------------------------------------------------------------------------------------

@@ -21,14 +21,15 @@ from agents.models import get_default_model
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
 from agentmodule import AgentModule
-from app import NO_LOGIN, create_app
+from app import create_app
 from check import check, database_words
 from connections import Connection, max_connections
 from conversations import ConversationStore, DeletedUser, IncompatibleDatabase, Purged, StoreUnavailable, Usage
 from copying import copy
+from local import require_loopback
 from metrics import shared_folder
 from progress import progress
-from settings import Settings, SettingsError, is_loopback, load_environ
+from settings import Settings, SettingsError, load_environ
 from sockets import inherited, listen, notify
 from store import open_store
 from telemetry import logging_config
@@ -98,7 +99,8 @@ def serve(settings: Settings, options: argparse.Namespace) -> int:
     signal.signal(signal.SIGHUP, _on_hangup)
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
-    _require_login_beyond_loopback(settings, host)
+    if not (settings.jwks_url or settings.allow_anonymous):
+        require_loopback([host])
     AgentModule.load(settings.agent)
     asyncio.run(_open_and_close(settings))
     _raise_descriptor_limit()
@@ -280,11 +282,6 @@ def _on_hangup(number: int, frame: FrameType | None) -> None:
     """Reload nothing; but where the terminal that it was started from is gone, end as on SIGTERM."""
     if sys.stdin is not None and sys.stdin.isatty():
         signal.raise_signal(signal.SIGTERM)
-
-
-def _require_login_beyond_loopback(settings: Settings, host: str) -> None:
-    if not settings.jwks_url and not settings.allow_anonymous and not is_loopback(host):
-        raise SettingsError([NO_LOGIN.format(host=host)])
 
 
 def _listen(settings: Settings) -> socket.socket:

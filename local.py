@@ -1,12 +1,21 @@
 """Without login every request is the one local user, so that only this machine's own pages and programs may ask."""
 
+import asyncio
 import logging
-from collections.abc import Collection
+import signal
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
-from settings import is_loopback
+from settings import SettingsError, is_loopback
+from sockets import listening_hosts
 
 log = logging.getLogger("service.local")
+
+NO_LOGIN = (
+    "HOST={host} lets other machines in, and without JWKS_URL everybody is the same user. Set JWKS_URL and JWT_ISSUER,"
+    " or ALLOW_ANONYMOUS=1 if whoever reaches the service may share that user."
+)
 
 
 class Forbidden(Exception):
@@ -55,3 +64,35 @@ class LocalAccess:
 def _origin(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
+
+
+@asynccontextmanager
+async def loopback_only() -> AsyncIterator[None]:
+    """End the process when it listens beyond loopback without login, whichever server was told to listen there.
+
+    A socket that was handed over is there already; one that the server binds comes right after the start.
+    """
+    require_loopback(listening_hosts())
+
+    async def watch() -> None:
+        for _ in range(50):
+            await asyncio.sleep(0.1)
+            try:
+                require_loopback(listening_hosts())
+            except SettingsError as error:
+                log.critical("%s", error)
+                signal.raise_signal(signal.SIGTERM)
+                return
+
+    watching = asyncio.create_task(watch(), name="loopback only")
+    try:
+        yield
+    finally:
+        watching.cancel()
+
+
+def require_loopback(hosts: Iterable[str]) -> None:
+    """Raise `SettingsError` naming the first of these hosts that other machines can reach."""
+    for host in hosts:
+        if not is_loopback(host):
+            raise SettingsError([NO_LOGIN.format(host=host)])
