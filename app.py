@@ -42,7 +42,8 @@ from streams import SSE_HEADERS, TurnResponse
 from telemetry import Telemetry, note
 from toolservers import ToolServers
 from tour import with_tour
-from turns import Turn, Turns
+from turn import Turn
+from turns import Turns
 from upkeep import upkeep
 
 MAX_BODY_BYTES = 1024 * 1024

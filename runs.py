@@ -34,7 +34,7 @@ from sdk import OwnIds, StreamedContext
 from telemetry import note_first_token
 from titles import title_by_model
 from toolservers import ToolServers
-from turns import Events
+from turn import Events
 
 log = logging.getLogger("service.runs")
 

@@ -58,7 +58,8 @@ from sdk import encode, parse_request, with_streamed
 from telemetry import note
 from titles import title_by_words
 from toolservers import ToolServers
-from turns import Events, Turns, thread_response
+from turn import Events, thread_response
+from turns import Turns
 
 log = logging.getLogger("service.server")
 

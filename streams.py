@@ -5,7 +5,7 @@ import asyncio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from turns import Stopped, Turn
+from turn import Stopped, Turn
 
 SSE_HEADERS = {
     "content-type": "text/event-stream",

@@ -34,7 +34,7 @@ from service import (
     thread_of,
 )
 from standin import Begin, Break, Call, Echo, Fail, FailLater, Hang, Reason, Say, StandIn, Step, Wait
-from turns import MAX_UNREAD_BYTES
+from turn import MAX_UNREAD_BYTES
 
 Item = dict[str, Any]
 

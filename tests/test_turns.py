@@ -32,7 +32,8 @@ from service import events_of
 from sqliteschema import NOW
 from store import open_store
 from streams import TurnResponse
-from turns import MAX_UNREAD_BYTES, Events, Stopped, Turn, Turns
+from turn import MAX_UNREAD_BYTES, Events, Stopped, Turn
+from turns import Turns
 
 pytestmark = pytest.mark.anyio
 
