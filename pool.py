@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
 from psycopg.types.string import StrDumperUnknown, TextLoader
 
-from conversations import IncompatibleDatabase, StoreUnavailable
+from conversations import ConversationStore, IncompatibleDatabase, StoreUnavailable
 from metrics import store_latency
 
 T = TypeVar("T")
@@ -218,6 +218,15 @@ class Pool:
     async def _close_idle(self) -> None:
         while self._idle:
             await self._idle.pop().close()
+
+
+class OnPool(ConversationStore):
+    """A store, or a part of one, that reads and writes through this pool."""
+
+    def __init__(self, pool: Pool):
+        self._pool = pool
+        self._read = pool.read
+        self._write = pool.write
 
 
 def _parameters(address: str) -> str:

@@ -1,4 +1,4 @@
-"""The store in PostgreSQL, for replicas on several machines: threads, their items, and the turns that run on them.
+"""The store in PostgreSQL, for replicas on several machines: threads, their items, feedback and attachments.
 
 SQLite has one writer; here whoever changes a thread locks its row first, and whoever counts what a user has used locks
 the user. Locks are taken in this order: user, thread, attachment. All times are the database's.
@@ -6,48 +6,23 @@ the user. Locks are taken in this order: user, thread, attachment. All times are
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Sequence
+from typing import Any, Self
 
 from chatkit.store import NotFoundError
 from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata
 
 from context import RequestContext
-from conversations import (
-    HIDDEN_TYPES,
-    LEASE_SECONDS,
-    NO_QUOTA,
-    AlreadySent,
-    IncompatibleDatabase,
-    LeaseLost,
-    Quota,
-    QuotaExceeded,
-    ThreadBusy,
-    aware,
-    new_id,
-    stopped_marker,
-)
+from conversations import HIDDEN_TYPES, AlreadySent, IncompatibleDatabase
 from pool import WORK_SECONDS, Pool, Session
-from postgresschema import MIGRATIONS, NOW, RAN_OUT, TODAY
+from postgresschema import MIGRATIONS, NOW
+from postgresthreads import insert_thread, lock_thread, put_item, require_lease, require_thread
+from postgresturns import PostgresTurns
 from postgresupkeep import PostgresUpkeep
 from postgresuploads import PostgresUploads, require_attachment
-from rows import (
-    attachment_body,
-    changed_columns,
-    cursor_seq,
-    item_row,
-    page,
-    read_attachment,
-    read_item,
-    read_thread,
-    remember,
-    thread_row,
-)
+from rows import attachment_body, changed_columns, cursor_seq, page, read_attachment, read_item, read_thread, remember
 
 log = logging.getLogger("service.store")
-
-T = TypeVar("T")
-
 
 POOL_SIZE = 10
 """Connections of one process: each piece of work holds one for a few milliseconds."""
@@ -75,7 +50,7 @@ async def migrate(db: Session, migrations: Sequence[str]) -> None:
         log.info("the database was brought from schema %d to %d", version, len(migrations))
 
 
-class PostgresStore(PostgresUploads, PostgresUpkeep):
+class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
     """A database that any number of processes on any number of machines may share; an async context manager.
 
     Entering it makes or migrates the tables. Raises `IncompatibleDatabase`, or `StoreUnavailable` when the server does
@@ -90,8 +65,7 @@ class PostgresStore(PostgresUploads, PostgresUpkeep):
         pool_size: int = POOL_SIZE,
         work_seconds: float = WORK_SECONDS,
     ):
-        self._pool = Pool(connection_string, table_prefix, pool_size, work_seconds)
-        super().__init__(self._pool)
+        super().__init__(Pool(connection_string, table_prefix, pool_size, work_seconds))
 
     async def __aenter__(self) -> Self:
         try:
@@ -106,23 +80,6 @@ class PostgresStore(PostgresUploads, PostgresUpkeep):
 
     async def ping(self) -> None:
         await self._read(lambda db: db.row("SELECT version FROM @schema_version"))
-
-    async def _read_thread(
-        self, thread_id: str, context: RequestContext, read: Callable[[Session, Any], Awaitable[T]]
-    ) -> T:
-        """Run `read` with the thread's row, after what a dead turn left on the thread has become items."""
-
-        async def attempt(db: Session) -> tuple[T] | None:
-            thread = await _require_thread(db, thread_id, context)
-            return None if thread.died else (await read(db, thread),)
-
-        async def recover(db: Session) -> None:
-            if (await _lock_thread(db, thread_id, context)).died:
-                await _recover(db, thread_id, context)
-
-        while (found := await self._read(attempt)) is None:
-            await self._write(recover)
-        return found[0]
 
     # --- threads --------------------------------------------------------------------------------------------------
 
@@ -139,9 +96,9 @@ class PostgresStore(PostgresUploads, PostgresUpkeep):
         made_here = thread.id not in context.loaded_threads
 
         async def write(db: Session) -> None:
-            if made_here and await _insert_thread(db, thread, context):
+            if made_here and await insert_thread(db, thread, context):
                 return
-            await _require_lease(db, thread.id, context)
+            await require_lease(db, thread.id, context)
             if columns:
                 await db.execute(
                     f"UPDATE @threads SET {', '.join(f'{name} = %({name})s' for name in columns)}"
@@ -158,7 +115,7 @@ class PostgresStore(PostgresUploads, PostgresUpkeep):
                 "UPDATE @threads SET title = %s WHERE id = %s AND user_id = %s AND title IS NULL",
                 (title, thread_id, context.user_id),
             )
-            return named == 1 or (await _require_thread(db, thread_id, context)).title == title
+            return named == 1 or (await require_thread(db, thread_id, context)).title == title
 
         return await self._write(write, queue=thread_id)
 
@@ -241,8 +198,8 @@ class PostgresStore(PostgresUploads, PostgresUpkeep):
 
     async def add_thread_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
         async def write(db: Session) -> None:
-            await _require_lease(db, thread_id, context)
-            await _put_item(db, thread_id, item, context)
+            await require_lease(db, thread_id, context)
+            await put_item(db, thread_id, item, context)
 
         await self._write(write, queue=thread_id)
 
@@ -251,7 +208,7 @@ class PostgresStore(PostgresUploads, PostgresUpkeep):
 
     async def delete_thread_item(self, thread_id: str, item_id: str, context: RequestContext) -> None:
         async def write(db: Session) -> None:
-            await _require_lease(db, thread_id, context)
+            await require_lease(db, thread_id, context)
             this, values = "thread_id = %s AND id = %s AND user_id = %s", (thread_id, item_id, context.user_id)
             await _delete_attachments_of(db, this, values, context)
             deleted = await db.execute(f"DELETE FROM @items WHERE {this}", values)
@@ -263,7 +220,7 @@ class PostgresStore(PostgresUploads, PostgresUpkeep):
 
     async def delete_items_after(self, thread_id: str, item_id: str, context: RequestContext) -> None:
         async def write(db: Session) -> None:
-            await _require_lease(db, thread_id, context)
+            await require_lease(db, thread_id, context)
             seq = await _after_seq(
                 db,
                 item_id,
@@ -277,89 +234,13 @@ class PostgresStore(PostgresUploads, PostgresUpkeep):
 
         await self._write(write, queue=thread_id)
 
-    # --- turns ----------------------------------------------------------------------------------------------------
-
-    async def acquire_lease(
-        self,
-        thread_id: str,
-        context: RequestContext,
-        *,
-        quota: Quota = NO_QUOTA,
-        new_thread: ThreadMetadata | None = None,
-    ) -> str:
-        lease = new_id("task")
-
-        async def write(db: Session) -> None:
-            if quota != NO_QUOTA:
-                await db.lock(f"turns of {context.user_id}")
-            if new_thread is not None:
-                await _insert_thread(db, new_thread, context)
-            thread = await _lock_thread(db, thread_id, context)
-            if thread.died:
-                await _recover(db, thread_id, context)
-            await _require_quota(db, quota, thread_id, context)
-            if thread.lease is not None and not thread.died:
-                raise ThreadBusy(thread_id)
-            await db.execute(
-                "UPDATE @threads SET lease = %s,"
-                f" lease_expires_at = {NOW} + interval '{LEASE_SECONDS} seconds' WHERE id = %s AND user_id = %s",
-                (lease, thread_id, context.user_id),
-            )
-
-        await self._write(write, queue=thread_id)
-        if new_thread is not None:
-            remember(new_thread, context)
-        return lease
-
-    async def renew_leases(self, leases: Collection[str]) -> set[str]:
-        renewed = await self._write(
-            lambda db: db.rows(
-                f"UPDATE @threads SET lease_expires_at = {NOW} + interval '{LEASE_SECONDS} seconds'"
-                " WHERE lease = ANY (%s::text[]) RETURNING lease",
-                (list(leases),),
-            )
-        )
-        return {lease for (lease,) in renewed}
-
-    async def save_checkpoints(self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext) -> None:
-        async def write(db: Session) -> None:
-            await _require_lease(db, thread_id, context)
-            for item in items:
-                await db.execute(
-                    "INSERT INTO @checkpoints (seq, thread_id, user_id, id, type, body)"
-                    " VALUES (nextval('@seq'), %(thread_id)s, %(user_id)s, %(id)s, %(type)s, %(body)s)"
-                    " ON CONFLICT (thread_id, id) DO UPDATE SET type = excluded.type, body = excluded.body",
-                    {**item_row(thread_id, item), "thread_id": thread_id, "user_id": context.user_id},
-                )
-
-        await self._write(write, queue=thread_id)
-
-    async def end_turn(
-        self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext, *, began: bool = True
-    ) -> None:
-        async def write(db: Session) -> None:
-            if not began:
-                await db.lock(f"turns of {context.user_id}")
-            await _require_lease(db, thread_id, context)
-            for item in items:
-                await _put_item(db, thread_id, item, context)
-            await _forget_turn(db, thread_id, context)
-            if not began:  # whichever of the user's newest: they count alike
-                await db.execute(
-                    "DELETE FROM @turn_starts WHERE ctid ="
-                    " (SELECT ctid FROM @turn_starts WHERE user_id = %s ORDER BY started_at DESC LIMIT 1)",
-                    (context.user_id,),
-                )
-
-        await self._write(write, queue=thread_id)
-
     # --- feedback ---------------------------------------------------------------------------------------------------
 
     async def save_feedback(
         self, thread_id: str, item_ids: Sequence[str], kind: FeedbackKind, context: RequestContext
     ) -> None:
         async def write(db: Session) -> None:
-            await _lock_thread(db, thread_id, context)
+            await lock_thread(db, thread_id, context)
             for item_id in item_ids:
                 given = await db.execute(
                     f"INSERT INTO @feedback SELECT thread_id, id, user_id, %s, {NOW} FROM @items"
@@ -377,7 +258,7 @@ class PostgresStore(PostgresUploads, PostgresUpkeep):
     async def save_attachment(self, attachment: Attachment, context: RequestContext) -> None:
         async def write(db: Session) -> None:
             if attachment.thread_id is not None:
-                await _require_lease(db, attachment.thread_id, context)
+                await require_lease(db, attachment.thread_id, context)
             saved = await db.execute(
                 "INSERT INTO @attachments AS old (id, user_id, thread_id, body, size, is_complete, created_at)"
                 f" VALUES (%s, %s, %s, %s, 0, FALSE, {NOW})"
@@ -408,122 +289,6 @@ class PostgresStore(PostgresUploads, PostgresUpkeep):
 
 
 # --- statements that several methods share ------------------------------------------------------------------------
-
-
-async def _require_thread(db: Session, thread_id: str, context: RequestContext, *, lock: bool = False) -> Any:
-    """Return the thread's columns, `lease`, and whether its turn `died`; raise `NotFoundError`."""
-    row = await db.row(
-        "SELECT id, created_at, title, status, allowed_image_domains, metadata,"
-        f" lease, coalesce({RAN_OUT}, FALSE) AS died FROM @threads WHERE id = %s AND user_id = %s"
-        f"{' FOR UPDATE' if lock else ''}",
-        (thread_id, context.user_id),
-    )
-    if row is None:
-        raise NotFoundError(thread_id)
-    return row
-
-
-async def _lock_thread(db: Session, thread_id: str, context: RequestContext) -> Any:
-    """Return what `_require_thread` does, which nobody else can change until this transaction ends."""
-    return await _require_thread(db, thread_id, context, lock=True)
-
-
-async def _require_lease(db: Session, thread_id: str, context: RequestContext) -> None:
-    """Lock the thread; raise `NotFoundError` when it is not the user's, `LeaseLost` when it is another turn's."""
-    row = await _lock_thread(db, thread_id, context)
-    if context.lease is not None and row.lease != context.lease:
-        raise LeaseLost(thread_id)
-
-
-async def _require_quota(db: Session, quota: Quota, thread_id: str, context: RequestContext) -> None:
-    """Raise `QuotaExceeded`, or count one more turn of the user, who is locked."""
-    user = context.user_id
-    if quota.tokens_per_day:
-        [used, seconds] = await db.row(
-            "SELECT coalesce(sum(input_tokens + output_tokens), 0)::bigint AS used,"
-            f" 86400 - floor(extract(epoch FROM {NOW}))::bigint %% 86400 AS seconds"
-            f" FROM @usage WHERE user_id = %s AND day = {TODAY}",
-            (user,),
-        )
-        if used >= quota.tokens_per_day:
-            raise QuotaExceeded("tokens_per_day", seconds)
-    if quota.concurrent_turns:
-        [running] = await db.row(
-            f"SELECT count(*) FROM @threads WHERE user_id = %s AND id <> %s AND lease IS NOT NULL AND NOT ({RAN_OUT})",
-            (user, thread_id),
-        )
-        if running >= quota.concurrent_turns:
-            raise QuotaExceeded("concurrent_turns", 5)
-    if quota.turns_per_minute:
-        await db.execute(
-            "DELETE FROM @turn_starts WHERE user_id = %s"
-            f" AND started_at NOT BETWEEN {NOW} - interval '1 minute' AND {NOW}",
-            (user,),
-        )
-        [started, oldest_age] = await db.row(
-            f"SELECT count(*) AS started, extract(epoch FROM {NOW} - min(started_at))::float8 AS oldest_age"
-            " FROM @turn_starts WHERE user_id = %s",
-            (user,),
-        )
-        if started >= quota.turns_per_minute:
-            raise QuotaExceeded("turns_per_minute", max(1, round(60 - oldest_age)))
-        await db.execute(f"INSERT INTO @turn_starts VALUES (%s, {NOW})", (user,))
-
-
-async def _insert_thread(db: Session, thread: ThreadMetadata, context: RequestContext) -> bool:
-    row = thread_row(thread) | {
-        "id": thread.id,
-        "user_id": context.user_id,
-        "created_at": aware(thread.created_at).isoformat(),
-    }
-    inserted = await db.execute(
-        f"INSERT INTO @threads ({', '.join(row)}, activity, active_at)"
-        f" VALUES ({', '.join(f'%({name})s' for name in row)}, nextval('@seq'), {NOW}) ON CONFLICT DO NOTHING",
-        row,
-    )
-    return inserted == 1
-
-
-async def _put_item(db: Session, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
-    """Insert the item where its checkpoint is or else at the thread's end; or replace the one with its id.
-
-    The thread is locked, so that nobody else adds this item meanwhile.
-    """
-    row = {**item_row(thread_id, item), "thread_id": thread_id, "user_id": context.user_id}
-    this = "thread_id = %(thread_id)s AND user_id = %(user_id)s AND id = %(id)s"
-    await db.execute(
-        "WITH"
-        f" replaced AS (UPDATE @items SET type = %(type)s, body = %(body)s WHERE {this} RETURNING seq),"
-        f" settled AS (DELETE FROM @checkpoints WHERE {this} RETURNING seq),"
-        " added AS (INSERT INTO @items (seq, thread_id, user_id, id, type, body)"
-        " SELECT coalesce((SELECT seq FROM settled), nextval('@seq')),"
-        " %(thread_id)s, %(user_id)s, %(id)s, %(type)s, %(body)s"
-        " WHERE NOT EXISTS (SELECT FROM replaced) RETURNING seq)"
-        f" UPDATE @threads AS thread SET activity = greatest(activity, added.seq), active_at = {NOW} FROM added"
-        " WHERE thread.id = %(thread_id)s AND thread.user_id = %(user_id)s",
-        row,
-    )
-
-
-async def _recover(db: Session, thread_id: str, context: RequestContext) -> None:
-    """Turn what a dead turn left behind into items; the thread is locked."""
-    await db.execute(
-        "INSERT INTO @items (seq, thread_id, user_id, id, type, body) SELECT seq, thread_id, user_id, id, type, body"
-        " FROM @checkpoints WHERE thread_id = %s AND user_id = %s"
-        " ON CONFLICT (thread_id, id) DO UPDATE SET type = excluded.type, body = excluded.body",
-        (thread_id, context.user_id),
-    )
-    await _put_item(db, thread_id, stopped_marker(thread_id), context)
-    await _forget_turn(db, thread_id, context)
-    log.warning("a turn on thread %s died; what it had shown is stored", thread_id)
-
-
-async def _forget_turn(db: Session, thread_id: str, context: RequestContext) -> None:
-    await db.execute("DELETE FROM @checkpoints WHERE thread_id = %s AND user_id = %s", (thread_id, context.user_id))
-    await db.execute(
-        "UPDATE @threads SET lease = NULL, lease_expires_at = NULL WHERE id = %s AND user_id = %s",
-        (thread_id, context.user_id),
-    )
 
 
 async def _delete_attachments_of(

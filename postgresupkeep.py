@@ -6,25 +6,13 @@ from typing import Any
 from chatkit.types import Attachment
 
 from context import RequestContext
-from conversations import (
-    DELETION_BATCH,
-    PURGE_INTERVAL_SECONDS,
-    UNSENT_HOURS,
-    ConversationStore,
-    DeletedUser,
-    Purged,
-    Usage,
-)
-from pool import Pool, Session
+from conversations import DELETION_BATCH, PURGE_INTERVAL_SECONDS, UNSENT_HOURS, DeletedUser, Purged, Usage
+from pool import OnPool, Session
 from postgresschema import NOW, RAN_OUT, TODAY
 from rows import read_attachment
 
 
-class PostgresUpkeep(ConversationStore):
-    def __init__(self, pool: Pool):
-        self._read = pool.read
-        self._write = pool.write
-
+class PostgresUpkeep(OnPool):
     async def add_usage(self, usage: Usage, context: RequestContext) -> None:
         await self._write(
             lambda db: db.execute(

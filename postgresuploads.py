@@ -6,17 +6,13 @@ from chatkit.store import NotFoundError
 from chatkit.types import Attachment
 
 from context import RequestContext
-from conversations import CHUNK_BYTES, UNSENT_HOURS, AlreadyUploaded, ConversationStore, QuotaExceeded, new_id
-from pool import Pool, Session
+from conversations import CHUNK_BYTES, UNSENT_HOURS, AlreadyUploaded, QuotaExceeded, new_id
+from pool import OnPool, Session
 from postgresschema import NOW
 from rows import attachment_body
 
 
-class PostgresUploads(ConversationStore):
-    def __init__(self, pool: Pool):
-        self._read = pool.read
-        self._write = pool.write
-
+class PostgresUploads(OnPool):
     async def reserve_attachment(
         self, attachment: Attachment, size: int, max_storage_bytes: int, context: RequestContext
     ) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 import aiosqlite
 
-from conversations import IncompatibleDatabase, StoreUnavailable
+from conversations import ConversationStore, IncompatibleDatabase, StoreUnavailable
 from metrics import store_latency
 
 log = logging.getLogger("service.store")
@@ -129,6 +129,15 @@ class SQLiteFile:
     async def _settle(self) -> None:
         if self._committing is not None:
             await asyncio.wait({self._committing})
+
+
+class OnSQLite(ConversationStore):
+    """A store, or a part of one, that reads and writes this file."""
+
+    def __init__(self, file: SQLiteFile):
+        self._file = file
+        self._read = file.read
+        self._write = file.write
 
 
 def _identity(path: str) -> tuple[int, int] | None:

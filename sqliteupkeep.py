@@ -6,25 +6,13 @@ from collections.abc import Sequence
 from chatkit.types import Attachment
 
 from context import RequestContext
-from conversations import (
-    DELETION_BATCH,
-    PURGE_INTERVAL_SECONDS,
-    UNSENT_HOURS,
-    ConversationStore,
-    DeletedUser,
-    Purged,
-    Usage,
-)
+from conversations import DELETION_BATCH, PURGE_INTERVAL_SECONDS, UNSENT_HOURS, DeletedUser, Purged, Usage
 from rows import read_attachment
-from sqlite import SQLiteFile
+from sqlite import OnSQLite
 from sqliteschema import NOW, RAN_OUT
 
 
-class SQLiteUpkeep(ConversationStore):
-    def __init__(self, file: SQLiteFile):
-        self._read = file.read
-        self._write = file.write
-
+class SQLiteUpkeep(OnSQLite):
     async def add_usage(self, usage: Usage, context: RequestContext) -> None:
         await self._write(
             lambda db: db.execute(

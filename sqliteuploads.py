@@ -6,17 +6,13 @@ from chatkit.store import NotFoundError
 from chatkit.types import Attachment
 
 from context import RequestContext
-from conversations import CHUNK_BYTES, UNSENT_HOURS, AlreadyUploaded, ConversationStore, QuotaExceeded, new_id
+from conversations import CHUNK_BYTES, UNSENT_HOURS, AlreadyUploaded, QuotaExceeded, new_id
 from rows import attachment_body
-from sqlite import SQLiteFile
+from sqlite import OnSQLite
 from sqliteschema import NOW
 
 
-class SQLiteUploads(ConversationStore):
-    def __init__(self, file: SQLiteFile):
-        self._read = file.read
-        self._write = file.write
-
+class SQLiteUploads(OnSQLite):
     async def reserve_attachment(
         self, attachment: Attachment, size: int, max_storage_bytes: int, context: RequestContext
     ) -> None:

@@ -1,0 +1,72 @@
+"""A thread's row and its items in PostgreSQL: statements that many methods share."""
+
+from typing import Any
+
+from chatkit.store import NotFoundError
+from chatkit.types import ThreadItem, ThreadMetadata
+
+from context import RequestContext
+from conversations import LeaseLost, aware
+from pool import Session
+from postgresschema import NOW, RAN_OUT
+from rows import item_row, thread_row
+
+
+async def require_thread(db: Session, thread_id: str, context: RequestContext, *, lock: bool = False) -> Any:
+    """Return the thread's columns, `lease`, and whether its turn `died`; raise `NotFoundError`."""
+    row = await db.row(
+        "SELECT id, created_at, title, status, allowed_image_domains, metadata,"
+        f" lease, coalesce({RAN_OUT}, FALSE) AS died FROM @threads WHERE id = %s AND user_id = %s"
+        f"{' FOR UPDATE' if lock else ''}",
+        (thread_id, context.user_id),
+    )
+    if row is None:
+        raise NotFoundError(thread_id)
+    return row
+
+
+async def lock_thread(db: Session, thread_id: str, context: RequestContext) -> Any:
+    """Return what `require_thread` does, which nobody else can change until this transaction ends."""
+    return await require_thread(db, thread_id, context, lock=True)
+
+
+async def require_lease(db: Session, thread_id: str, context: RequestContext) -> None:
+    """Lock the thread; raise `NotFoundError` when it is not the user's, `LeaseLost` when it is another turn's."""
+    row = await lock_thread(db, thread_id, context)
+    if context.lease is not None and row.lease != context.lease:
+        raise LeaseLost(thread_id)
+
+
+async def insert_thread(db: Session, thread: ThreadMetadata, context: RequestContext) -> bool:
+    row = thread_row(thread) | {
+        "id": thread.id,
+        "user_id": context.user_id,
+        "created_at": aware(thread.created_at).isoformat(),
+    }
+    inserted = await db.execute(
+        f"INSERT INTO @threads ({', '.join(row)}, activity, active_at)"
+        f" VALUES ({', '.join(f'%({name})s' for name in row)}, nextval('@seq'), {NOW}) ON CONFLICT DO NOTHING",
+        row,
+    )
+    return inserted == 1
+
+
+async def put_item(db: Session, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
+    """Insert the item where its checkpoint is or else at the thread's end; or replace the one with its id.
+
+    The thread is locked, so that nobody else adds this item meanwhile.
+    """
+    row = {**item_row(thread_id, item), "thread_id": thread_id, "user_id": context.user_id}
+    this = "thread_id = %(thread_id)s AND user_id = %(user_id)s AND id = %(id)s"
+    await db.execute(
+        "WITH"
+        f" replaced AS (UPDATE @items SET type = %(type)s, body = %(body)s WHERE {this} RETURNING seq),"
+        f" settled AS (DELETE FROM @checkpoints WHERE {this} RETURNING seq),"
+        " added AS (INSERT INTO @items (seq, thread_id, user_id, id, type, body)"
+        " SELECT coalesce((SELECT seq FROM settled), nextval('@seq')),"
+        " %(thread_id)s, %(user_id)s, %(id)s, %(type)s, %(body)s"
+        " WHERE NOT EXISTS (SELECT FROM replaced) RETURNING seq)"
+        f" UPDATE @threads AS thread SET activity = greatest(activity, added.seq), active_at = {NOW} FROM added"
+        " WHERE thread.id = %(thread_id)s AND thread.user_id = %(user_id)s",
+        row,
+    )

@@ -1,0 +1,167 @@
+"""The turns that run on threads in PostgreSQL: leases, checkpoints, quotas, and what a dead turn left."""
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+from chatkit.types import ThreadItem, ThreadMetadata
+
+from context import RequestContext
+from conversations import LEASE_SECONDS, NO_QUOTA, Quota, QuotaExceeded, ThreadBusy, new_id, stopped_marker
+from pool import OnPool, Session
+from postgresschema import NOW, RAN_OUT, TODAY
+from postgresthreads import insert_thread, lock_thread, put_item, require_lease, require_thread
+from rows import item_row, remember
+
+log = logging.getLogger("service.store")
+
+T = TypeVar("T")
+
+
+class PostgresTurns(OnPool):
+    async def _read_thread(
+        self, thread_id: str, context: RequestContext, read: Callable[[Session, Any], Awaitable[T]]
+    ) -> T:
+        """Run `read` with the thread's row, after what a dead turn left on the thread has become items."""
+
+        async def attempt(db: Session) -> tuple[T] | None:
+            thread = await require_thread(db, thread_id, context)
+            return None if thread.died else (await read(db, thread),)
+
+        async def recover(db: Session) -> None:
+            if (await lock_thread(db, thread_id, context)).died:
+                await _recover(db, thread_id, context)
+
+        while (found := await self._read(attempt)) is None:
+            await self._write(recover)
+        return found[0]
+
+    async def acquire_lease(
+        self,
+        thread_id: str,
+        context: RequestContext,
+        *,
+        quota: Quota = NO_QUOTA,
+        new_thread: ThreadMetadata | None = None,
+    ) -> str:
+        lease = new_id("task")
+
+        async def write(db: Session) -> None:
+            if quota != NO_QUOTA:
+                await db.lock(f"turns of {context.user_id}")
+            if new_thread is not None:
+                await insert_thread(db, new_thread, context)
+            thread = await lock_thread(db, thread_id, context)
+            if thread.died:
+                await _recover(db, thread_id, context)
+            await _require_quota(db, quota, thread_id, context)
+            if thread.lease is not None and not thread.died:
+                raise ThreadBusy(thread_id)
+            await db.execute(
+                "UPDATE @threads SET lease = %s,"
+                f" lease_expires_at = {NOW} + interval '{LEASE_SECONDS} seconds' WHERE id = %s AND user_id = %s",
+                (lease, thread_id, context.user_id),
+            )
+
+        await self._write(write, queue=thread_id)
+        if new_thread is not None:
+            remember(new_thread, context)
+        return lease
+
+    async def renew_leases(self, leases: Collection[str]) -> set[str]:
+        renewed = await self._write(
+            lambda db: db.rows(
+                f"UPDATE @threads SET lease_expires_at = {NOW} + interval '{LEASE_SECONDS} seconds'"
+                " WHERE lease = ANY (%s::text[]) RETURNING lease",
+                (list(leases),),
+            )
+        )
+        return {lease for (lease,) in renewed}
+
+    async def save_checkpoints(self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext) -> None:
+        async def write(db: Session) -> None:
+            await require_lease(db, thread_id, context)
+            for item in items:
+                await db.execute(
+                    "INSERT INTO @checkpoints (seq, thread_id, user_id, id, type, body)"
+                    " VALUES (nextval('@seq'), %(thread_id)s, %(user_id)s, %(id)s, %(type)s, %(body)s)"
+                    " ON CONFLICT (thread_id, id) DO UPDATE SET type = excluded.type, body = excluded.body",
+                    {**item_row(thread_id, item), "thread_id": thread_id, "user_id": context.user_id},
+                )
+
+        await self._write(write, queue=thread_id)
+
+    async def end_turn(
+        self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext, *, began: bool = True
+    ) -> None:
+        async def write(db: Session) -> None:
+            if not began:
+                await db.lock(f"turns of {context.user_id}")
+            await require_lease(db, thread_id, context)
+            for item in items:
+                await put_item(db, thread_id, item, context)
+            await _forget_turn(db, thread_id, context)
+            if not began:  # whichever of the user's newest: they count alike
+                await db.execute(
+                    "DELETE FROM @turn_starts WHERE ctid ="
+                    " (SELECT ctid FROM @turn_starts WHERE user_id = %s ORDER BY started_at DESC LIMIT 1)",
+                    (context.user_id,),
+                )
+
+        await self._write(write, queue=thread_id)
+
+
+async def _require_quota(db: Session, quota: Quota, thread_id: str, context: RequestContext) -> None:
+    """Raise `QuotaExceeded`, or count one more turn of the user, who is locked."""
+    user = context.user_id
+    if quota.tokens_per_day:
+        [used, seconds] = await db.row(
+            "SELECT coalesce(sum(input_tokens + output_tokens), 0)::bigint AS used,"
+            f" 86400 - floor(extract(epoch FROM {NOW}))::bigint %% 86400 AS seconds"
+            f" FROM @usage WHERE user_id = %s AND day = {TODAY}",
+            (user,),
+        )
+        if used >= quota.tokens_per_day:
+            raise QuotaExceeded("tokens_per_day", seconds)
+    if quota.concurrent_turns:
+        [running] = await db.row(
+            f"SELECT count(*) FROM @threads WHERE user_id = %s AND id <> %s AND lease IS NOT NULL AND NOT ({RAN_OUT})",
+            (user, thread_id),
+        )
+        if running >= quota.concurrent_turns:
+            raise QuotaExceeded("concurrent_turns", 5)
+    if quota.turns_per_minute:
+        await db.execute(
+            "DELETE FROM @turn_starts WHERE user_id = %s"
+            f" AND started_at NOT BETWEEN {NOW} - interval '1 minute' AND {NOW}",
+            (user,),
+        )
+        [started, oldest_age] = await db.row(
+            f"SELECT count(*) AS started, extract(epoch FROM {NOW} - min(started_at))::float8 AS oldest_age"
+            " FROM @turn_starts WHERE user_id = %s",
+            (user,),
+        )
+        if started >= quota.turns_per_minute:
+            raise QuotaExceeded("turns_per_minute", max(1, round(60 - oldest_age)))
+        await db.execute(f"INSERT INTO @turn_starts VALUES (%s, {NOW})", (user,))
+
+
+async def _recover(db: Session, thread_id: str, context: RequestContext) -> None:
+    """Turn what a dead turn left behind into items; the thread is locked."""
+    await db.execute(
+        "INSERT INTO @items (seq, thread_id, user_id, id, type, body) SELECT seq, thread_id, user_id, id, type, body"
+        " FROM @checkpoints WHERE thread_id = %s AND user_id = %s"
+        " ON CONFLICT (thread_id, id) DO UPDATE SET type = excluded.type, body = excluded.body",
+        (thread_id, context.user_id),
+    )
+    await put_item(db, thread_id, stopped_marker(thread_id), context)
+    await _forget_turn(db, thread_id, context)
+    log.warning("a turn on thread %s died; what it had shown is stored", thread_id)
+
+
+async def _forget_turn(db: Session, thread_id: str, context: RequestContext) -> None:
+    await db.execute("DELETE FROM @checkpoints WHERE thread_id = %s AND user_id = %s", (thread_id, context.user_id))
+    await db.execute(
+        "UPDATE @threads SET lease = NULL, lease_expires_at = NULL WHERE id = %s AND user_id = %s",
+        (thread_id, context.user_id),
+    )

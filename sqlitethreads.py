@@ -1,0 +1,76 @@
+"""A thread's row and its items in SQLite: statements that many methods share, each on a connection's own thread."""
+
+import sqlite3
+from typing import Any
+
+from chatkit.store import NotFoundError
+from chatkit.types import ThreadItem, ThreadMetadata
+
+from context import RequestContext
+from conversations import LeaseLost, aware
+from rows import item_row, thread_row
+from sqliteschema import NOW, RAN_OUT
+
+
+def require_thread(db: sqlite3.Connection, thread_id: str, context: RequestContext) -> sqlite3.Row:
+    """Return the thread's columns, `lease`, and whether its turn `died`; raise `NotFoundError`."""
+    row: sqlite3.Row | None = db.execute(
+        "SELECT id, created_at, title, status, allowed_image_domains, metadata,"
+        f" lease, coalesce({RAN_OUT}, FALSE) AS died FROM threads LEFT JOIN leases ON thread_id = id"
+        " WHERE id = ? AND threads.user_id = ?",
+        (thread_id, context.user_id),
+    ).fetchone()
+    if row is None:
+        raise NotFoundError(thread_id)
+    return row
+
+
+def require_lease(db: sqlite3.Connection, thread_id: str, context: RequestContext) -> None:
+    """Raise `NotFoundError` when the thread is not the user's, `LeaseLost` when it is another turn's by now."""
+    row = require_thread(db, thread_id, context)
+    if context.lease is not None and row["lease"] != context.lease:
+        raise LeaseLost(thread_id)
+
+
+def insert_thread(db: sqlite3.Connection, thread: ThreadMetadata, context: RequestContext) -> bool:
+    row = thread_row(thread) | {
+        "id": thread.id,
+        "user_id": context.user_id,
+        "created_at": aware(thread.created_at).isoformat(),
+        "activity": next_seq(db),
+    }
+    inserted = db.execute(
+        f"INSERT INTO threads ({', '.join(row)}, active_at) VALUES ({', '.join(f':{name}' for name in row)}, {NOW})"
+        " ON CONFLICT DO NOTHING",
+        row,
+    )
+    return inserted.rowcount == 1
+
+
+def put_item(db: sqlite3.Connection, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
+    """Insert the item where its checkpoint is or else at the thread's end; or replace the one with its id."""
+    row: dict[str, Any] = {**item_row(thread_id, item), "thread_id": thread_id, "user_id": context.user_id}
+    settled = db.execute(
+        "DELETE FROM checkpoints WHERE thread_id = :thread_id AND user_id = :user_id AND id = :id RETURNING seq", row
+    ).fetchall()
+    replaced = db.execute(
+        "UPDATE items SET type = :type, body = :body WHERE thread_id = :thread_id AND user_id = :user_id AND id = :id",
+        row,
+    )
+    if replaced.rowcount == 0:
+        row["seq"] = settled[0]["seq"] if settled else next_seq(db)
+        db.execute(
+            "INSERT INTO items (seq, thread_id, user_id, id, type, body)"
+            " VALUES (:seq, :thread_id, :user_id, :id, :type, :body)",
+            row,
+        )
+        db.execute(
+            f"UPDATE threads SET activity = max(activity, :seq), active_at = {NOW}"
+            " WHERE id = :thread_id AND user_id = :user_id",
+            row,
+        )
+
+
+def next_seq(db: sqlite3.Connection) -> int:
+    [row] = db.execute("UPDATE sequence SET value = value + 1 RETURNING value").fetchall()
+    return int(row[0])
