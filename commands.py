@@ -137,19 +137,6 @@ def serve(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-class _Server(uvicorn.Server):
-    """Tells systemd when it begins to stop: from then on its event loop no longer says that all is well."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        notify("STOPPING=1")
-        super().handle_exit(sig, frame)
-
-
-async def _tell_that_all_is_well() -> None:
-    """Called by uvicorn once it listens, and every 30 s from its event loop."""
-    notify("READY=1", "WATCHDOG=1")
-
-
 def check_setup(settings: Settings, options: argparse.Namespace) -> int:
     """Reach all that the service needs, and say how it went."""
     logging.getLogger("service").setLevel(logging.CRITICAL)  # all that it would say is said here
@@ -157,31 +144,6 @@ def check_setup(settings: Settings, options: argparse.Namespace) -> int:
         print("Paste the token, then press Enter and Ctrl-D.", file=sys.stderr)
     piped_in = sys.stdin.buffer.read().decode(errors="replace") if options.token else None
     return 0 if asyncio.run(check(settings, piped_in, print)) else 1
-
-
-def usage(settings: Settings, options: argparse.Namespace) -> int:
-    """Print tokens by day, user and model, and each user's feedback."""
-
-    async def load() -> tuple[list[Usage], dict[str, tuple[int, int]]]:
-        async with _store(settings) as store:
-            return await store.load_usage(), await store.load_feedback_counts()
-
-    used, feedback = asyncio.run(load())
-    row = "{:<10}  {:<36}  {:<24}  {:>8}  {:>12}  {:>12}"
-    print(row.format("day", "user", "model", "requests", "input tokens", "output tokens"))
-    for each in used:
-        print(row.format(each.day, each.user_id, each.model, each.requests, each.input_tokens, each.output_tokens))
-    print("\n{:<36}  {:>8}  {:>8}".format("user", "liked", "disliked"))
-    for user_id, (liked, disliked) in sorted(feedback.items()):
-        print(f"{user_id:<36}  {liked:>8}  {disliked:>8}")
-    return 0
-
-
-def _summary(settings: Settings) -> str:
-    """Return what a user who started it wants to see at a glance."""
-    login = f"login by {settings.jwt_issuer}" if settings.jwks_url else "no login"
-    model = f"{settings.openai_default_model or get_default_model()} at {settings.openai_base_url or 'OpenAI'}"
-    return f"{settings.database_name}; {login}; {'the offline demo' if settings.offline else model}"
 
 
 def migrate(settings: Settings, options: argparse.Namespace) -> int:
@@ -252,10 +214,6 @@ def delete_user_data(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-def _store(settings: Settings) -> AbstractAsyncContextManager[ConversationStore]:
-    return open_store(settings.database_url, settings.table_prefix)
-
-
 def copy_all(settings: Settings, options: argparse.Namespace) -> int:
     """Copy all that is stored into another database, and say how far it is."""
     copy(settings.database_url, options.to, settings.table_prefix, partial(print, flush=True))
@@ -266,6 +224,31 @@ def back_up(settings: Settings, options: argparse.Namespace) -> int:
     """Copy all that is stored into a new file."""
     copy(settings.database_url, f"sqlite:///{options.file}", settings.table_prefix, partial(print, flush=True))
     return 0
+
+
+def usage(settings: Settings, options: argparse.Namespace) -> int:
+    """Print tokens by day, user and model, and each user's feedback."""
+
+    async def load() -> tuple[list[Usage], dict[str, tuple[int, int]]]:
+        async with _store(settings) as store:
+            return await store.load_usage(), await store.load_feedback_counts()
+
+    used, feedback = asyncio.run(load())
+    row = "{:<10}  {:<36}  {:<24}  {:>8}  {:>12}  {:>12}"
+    print(row.format("day", "user", "model", "requests", "input tokens", "output tokens"))
+    for each in used:
+        print(row.format(each.day, each.user_id, each.model, each.requests, each.input_tokens, each.output_tokens))
+    print("\n{:<36}  {:>8}  {:>8}".format("user", "liked", "disliked"))
+    for user_id, (liked, disliked) in sorted(feedback.items()):
+        print(f"{user_id:<36}  {liked:>8}  {disliked:>8}")
+    return 0
+
+
+# --- what they share, and what serving is made of -----------------------------------------------------------------
+
+
+def _store(settings: Settings) -> AbstractAsyncContextManager[ConversationStore]:
+    return open_store(settings.database_url, settings.table_prefix)
 
 
 async def _open_and_close(settings: Settings) -> None:
@@ -299,3 +282,23 @@ def _raise_descriptor_limit() -> None:
     wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _summary(settings: Settings) -> str:
+    """Return what a user who started it wants to see at a glance."""
+    login = f"login by {settings.jwt_issuer}" if settings.jwks_url else "no login"
+    model = f"{settings.openai_default_model or get_default_model()} at {settings.openai_base_url or 'OpenAI'}"
+    return f"{settings.database_name}; {login}; {'the offline demo' if settings.offline else model}"
+
+
+class _Server(uvicorn.Server):
+    """Tells systemd when it begins to stop: from then on its event loop no longer says that all is well."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        notify("STOPPING=1")
+        super().handle_exit(sig, frame)
+
+
+async def _tell_that_all_is_well() -> None:
+    """Called by uvicorn once it listens, and every 30 s from its event loop."""
+    notify("READY=1", "WATCHDOG=1")
