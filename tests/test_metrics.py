@@ -48,7 +48,8 @@ def test_turns_are_counted_by_how_they_ended(client: Client, model: StandIn) -> 
         stream.reset()
     ended = {"completed": 1, "failed": 1, "refused": 1, "stopped": 1, "timeout": 0}
     for outcome, count in ended.items():
-        eventually(lambda: since(f'chatkit_turns_total{{outcome="{outcome}"}}') == count, what=outcome)  # noqa: B023
+        name = f'chatkit_turns_total{{outcome="{outcome}"}}'
+        eventually(lambda name=name, count=count: since(name) == count, what=outcome)
     assert since("chatkit_open_streams") == 0
     assert since("chatkit_time_to_first_token_seconds_count") == 2
 

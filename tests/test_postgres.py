@@ -309,7 +309,7 @@ async def test_a_server_that_does_not_answer_is_given_up_in_time_and_taken_back(
         with held(postgres, "LOCK TABLE @threads"):
             began = time.monotonic()
             asked = [store.load_thread(thread_id, alice()) for _ in range(4)]
-            asked.append(store.save_thread(ThreadMetadata(id="thr_1", created_at=NOON), alice()))  # type: ignore[arg-type]
+            asked.append(store.save_thread(ThreadMetadata(id="thr_1", created_at=NOON), alice()))
             async with asyncio.timeout(10):
                 results = await asyncio.gather(*asked, return_exceptions=True)
             assert outcomes(results) == {StoreUnavailable: 5}

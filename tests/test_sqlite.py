@@ -60,7 +60,7 @@ async def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
 async def test_every_commit_reaches_the_disk(file: Path) -> None:
     async with SQLiteFile.open(str(file), MIGRATIONS) as opened:
         pragmas = [
-            await opened.write(lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()[0])  # type: ignore[misc]
+            await opened.write(lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()[0])
             for name in ("journal_mode", "synchronous", "foreign_keys")
         ]
     assert pragmas == ["wal", 2, 1]
@@ -75,7 +75,7 @@ async def test_writes_that_wait_together_are_committed_together(file: Path) -> N
 
     async with open_store(f"sqlite:///{file}") as store:
         thread_id = await make_thread(store)
-        await store._write(lambda db: db.set_trace_callback(lambda sql: sql == "COMMIT" and count_commits()))  # type: ignore[attr-defined]
+        await store._write(lambda db: db.set_trace_callback(lambda sql: sql == "COMMIT" and count_commits()))
         items = [EndOfTurnItem(id=f"i{number}", thread_id=thread_id, created_at=NOON) for number in range(200)]
         await asyncio.gather(*[store.add_thread_item(thread_id, item, alice()) for item in items])
     assert 1 <= commits <= 5

@@ -333,7 +333,7 @@ async def test_times_come_back_as_aware_utc(store: ConversationStore) -> None:
 async def test_ids_of_every_kind_have_128_random_bits(store: ConversationStore) -> None:
     thread = ThreadMetadata(id="t", created_at=NOON)
     for kind in ("message", "tool_call", "task", "workflow", "attachment", "sdk_hidden_context"):
-        made = {store.generate_item_id(kind, thread, alice()).rpartition("_")[2] for _ in range(100)}  # type: ignore[arg-type]
+        made = {store.generate_item_id(kind, thread, alice()).rpartition("_")[2] for _ in range(100)}
         assert len(made) == 100
         assert all(len(bytes.fromhex(each)) == 16 for each in made)
     assert len(bytes.fromhex(store.generate_thread_id(alice()).rpartition("_")[2])) == 16

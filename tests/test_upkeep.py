@@ -57,7 +57,7 @@ def test_a_service_removes_what_was_idle_for_longer_than_its_retention(tmp_path:
     for days, left in (("0", [new, old]), ("7", [new])):
         database.age("jobs", "ran_at", 3601, "TRUE")
         with service(**environ | {"RETENTION_DAYS": days}) as client:
-            eventually(lambda: client.thread_ids() == left, what="the removal")  # noqa: B023
+            eventually(lambda client=client, left=left: client.thread_ids() == left, what="the removal")
 
 
 def test_purge_removes_at_once_and_says_what(tmp_path: Path, model: StandIn) -> None:

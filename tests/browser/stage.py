@@ -136,7 +136,7 @@ class Script(Model):
     failed: set[str] = set()  # noqa: RUF012 - of the whole process, so that a scene can fail once
 
     async def get_response(self, system_instructions: str | None, input: Any, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError  # only titles are asked for whole, and offline the model makes none
 
     async def stream_response(
         self, system_instructions: str | None, input: Any, *args: Any, **kwargs: Any
@@ -453,7 +453,7 @@ async def play_widget(context: Context, words: str) -> None:
 
 
 async def play_growing(context: Context, words: str) -> None:
-    await context.stream_widget(growing_widget())  # type: ignore[arg-type]
+    await context.stream_widget(growing_widget())
 
 
 async def play_workflow(context: Context, words: str) -> None:

@@ -31,7 +31,7 @@ def page(browser_context: BrowserContext, uploads: StandIn) -> Iterator[Page]:
 def attach(page: Page, file: dict[str, object]) -> None:
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Attach files").click()
-    chooser.value.set_files(file)  # type: ignore[arg-type]
+    chooser.value.set_files(file)
 
 
 def uploaded(page: Page) -> None:

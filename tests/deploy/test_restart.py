@@ -28,8 +28,8 @@ def test_no_turn_is_refused_or_lost_while_the_service_is_restarted_behind_its_so
         talking = [pool.submit(talk, unit.url, over, waited) for _ in range(8)]
         try:
             for _ in range(restarts):
-                so_far = len(waited)
-                eventually(lambda: len(waited) > so_far + 20, 300, "the next turns")  # noqa: B023  # asked at once
+                enough = len(waited) + 20
+                eventually(lambda enough=enough: len(waited) > enough, 300, "the next turns")
                 assert unit.stop() == 0
                 unit.start()
         finally:

@@ -85,8 +85,8 @@ def test_a_release_is_put_in_place_while_people_talk(machine: Machine, url: str,
         talking = [pool.submit(talk, url, over, waited) for _ in range(8)]
         try:
             for _ in range(5):
-                so_far = len(waited)
-                eventually(lambda: len(waited) > so_far + 20, 300, "the next turns")  # noqa: B023  # asked at once
+                enough = len(waited) + 20
+                eventually(lambda enough=enough: len(waited) > enough, 300, "the next turns")
                 machine.run("systemctl restart chatkit.service")
         finally:
             over.set()
