@@ -267,15 +267,8 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
         await self._write(write)
 
     async def load_attachment(self, attachment_id: str, context: RequestContext) -> Attachment:
-        def read(db: sqlite3.Connection) -> Attachment:
-            row = db.execute(
-                "SELECT body FROM attachments WHERE id = ? AND user_id = ?", (attachment_id, context.user_id)
-            ).fetchone()
-            if row is None:
-                raise NotFoundError(attachment_id)
-            return read_attachment(row["body"])
-
-        return await self._read(read)
+        row = await self._read(lambda db: require_attachment(db, attachment_id, context))
+        return read_attachment(row["body"])
 
     async def delete_attachment(self, attachment_id: str, context: RequestContext) -> None:
         def write(db: sqlite3.Connection) -> None:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx2
 import pytest
@@ -69,6 +69,14 @@ def client(tmp_path: Path, model: StandIn, port: int) -> Iterator[Client]:
     environ = probing(model, tmp_path / "chatkit.db", MCP_SERVER_URL=f"http://127.0.0.1:{port}/mcp")
     with service(**environ) as client:
         yield client
+
+
+def until_the_call(events: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Read until a tool's call is shown; return all that was."""
+    seen: list[dict[str, Any]] = []
+    while "workflow" not in str(seen[-1:]):
+        seen.append(next(events))
+    return seen
 
 
 def is_degraded(client: Client) -> bool:
@@ -158,12 +166,8 @@ def test_a_server_that_dies_in_a_call_ends_the_turn_with_words_and_is_used_again
         eventually(lambda: not is_degraded(client), 30)
         model.will(Call("sleep"))
         with client.streaming("threads.create", {"input": message("Sleep")}) as events:
-            seen = []
-            for event in events:
-                seen.append(event)
-                if "workflow" in str(event):
-                    tools.kill()
-                    break
+            seen = until_the_call(events)
+            tools.kill()
             seen += list(events)
         [error] = errors_of(seen)
         assert "tool" in error["message"]
@@ -186,11 +190,7 @@ def test_a_call_that_fails_on_its_own_account_disturbs_nobody_elses(
     eventually(lambda: not is_degraded(client), 30)
     model.will(Call("nap"))
     with client.streaming("threads.create", {"input": message("Take a nap")}) as events:
-        seen = []
-        for event in events:
-            seen.append(event)
-            if "workflow" in str(event):
-                break
+        seen = until_the_call(events)
         model.will(call)
         client.create("Fail")
         seen += list(events)

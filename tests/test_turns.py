@@ -82,6 +82,15 @@ async def half_an_answer() -> Events:
     await asyncio.sleep(3600)
 
 
+async def half_an_answer_that_ends_late(ended: list[str], seconds: float) -> Events:
+    try:
+        async for event in half_an_answer():
+            yield event
+    finally:
+        await asyncio.sleep(seconds)
+        ended.append("in peace")
+
+
 async def shown(turn: Turn, words: str) -> str:
     """Read until the words were shown; return all that was."""
     seen = b""
@@ -265,17 +274,8 @@ async def test_a_turn_that_is_stopped_before_its_first_step_stores_nothing_and_g
 
 
 async def test_a_turn_is_stopped_once_so_that_it_may_end_in_peace(turns: Turns, store: ConversationStore) -> None:
-    ended = []
-
-    async def events() -> Events:
-        try:
-            async for event in half_an_answer():
-                yield event
-        finally:
-            await asyncio.sleep(0.1)
-            ended.append("in peace")
-
-    turn = await begin(turns, store, events())
+    ended: list[str] = []
+    turn = await begin(turns, store, half_an_answer_that_ends_late(ended, 0.1))
     await shown(turn, "Half an answer")
     for reason in (Stopped.CLIENT_GONE, Stopped.SHUTDOWN, Stopped.TIMEOUT):
         turn.stop(reason)
@@ -301,17 +301,8 @@ async def test_a_turn_that_stops_itself_with_its_last_event_gives_the_thread_bac
 async def test_whoever_waits_for_a_stopped_turn_waits_until_it_has_ended(
     turns: Turns, store: ConversationStore
 ) -> None:
-    ended = []
-
-    async def events() -> Events:
-        try:
-            async for event in half_an_answer():
-                yield event
-        finally:
-            await asyncio.sleep(0.2)
-            ended.append("in peace")
-
-    turn = await begin(turns, store, events())
+    ended: list[str] = []
+    turn = await begin(turns, store, half_an_answer_that_ends_late(ended, 0.2))
     await shown(turn, "Half an answer")
     with anyio.CancelScope() as request:
         request.cancel()  # as a web server does whose client has gone
