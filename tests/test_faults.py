@@ -181,10 +181,10 @@ def as_finished(item: Item) -> Item:
 
 
 def test_a_turn_runs_on_without_its_client_where_that_is_configured(model: StandIn, database: Path) -> None:
-    model.will(Say("This is said to the end.", gap=0.02))
+    model.will(Say("This is said to the end.", gap=0.4))
     with service(**probing(model, database, ON_DISCONNECT="finish")) as client:
         with Stream.create(client.url) as stream:
-            thread_id = thread_of(stream.read_until(seen_text("This")))
+            thread_id = thread_of(stream.read_until(lambda events: "This" in str(events)))
             stream.leave()
         options = [each["stream_options"] for each in stream.seen if each["type"] == "stream_options"]
         assert options == [{"allow_cancel": False}]

@@ -172,8 +172,11 @@ class Script(Model):
                 return ["Lorem **ipsum** dolor `sit` amet. " * 20 + "\n\n" for _ in range(300)], 0.002
             case "deep":
                 return ["> " * 3000 + "deep " + "[" * 3000 + "*" * 3000 + "\n\n", "- " * 3000, "after"], 0.01
+            case "go":
+                gone_on.set()
+                return ["Gone on."], 0
             case "slow":
-                return [f"word{number} " for number in range(int(rest or 100))], 0.1
+                return [f"word{number} " for number in range(int(rest or 3000))], 0.1
             case "deltas":
                 return [f"word{number} " for number in range(int(rest))], 0.004
             case "tool-output":
@@ -437,11 +440,21 @@ async def growing_widget() -> AsyncIterator[DynamicWidgetRoot]:
     for end in range(0, len(words) + 4, 4):
         yield root({"type": "Card", "children": [{"type": "Text", "id": "t", "value": words[:end], "streaming": True}]})
         await asyncio.sleep(0.05)
-    await asyncio.sleep(0.7)
+    await until_told()
     yield root({"type": "Card", "children": [{"type": "Title", "value": "Finished"}]})
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------
+
+HELD = " held"
+gone_on = asyncio.Event()
+
+
+async def until_told(words: str = HELD) -> None:
+    """Hold a scene whose words end so, until the test has seen enough and plays the scene "go"."""
+    if words.endswith(HELD):
+        gone_on.clear()
+        await asyncio.wait_for(gone_on.wait(), 30)
 
 
 def item_base(context: Context, kind: Any = "message") -> dict[str, Any]:
@@ -459,7 +472,7 @@ async def play_growing(context: Context, words: str) -> None:
 async def play_workflow(context: Context, words: str) -> None:
     await context.start_workflow(Workflow(type="custom", tasks=[]))
     await context.add_workflow_task(CustomTask(title="Reading the menu", status_indicator="loading", icon="book-open"))
-    await asyncio.sleep(0.3)
+    await until_told(words)
     await context.update_workflow_task(
         CustomTask(title="Read the menu", content="It has *tea*.", status_indicator="complete"), 0
     )
@@ -473,7 +486,6 @@ async def play_workflow(context: Context, words: str) -> None:
         FileTask(title="Looked into files", sources=[FileSource(title="Menu", filename="menu.pdf")])
     )
     await context.add_workflow_task(ImageTask(title="Drew a picture"))
-    await asyncio.sleep(0.3)
     await context.end_workflow(CustomSummary(title="Looked at everything"))
 
 
@@ -481,10 +493,10 @@ async def play_reasoning(context: Context, words: str) -> None:
     await context.start_workflow(Workflow(type="reasoning", tasks=[]))
     thought = ThoughtTask(title="About tea", content="Tea needs ")
     await context.add_workflow_task(thought)
-    await asyncio.sleep(0.4)
+    await until_told(words)
     thought.content += "hot water."
     await context.update_workflow_task(thought, 0)
-    await asyncio.sleep(0.4)
+    await until_told(words)
     await context.end_workflow()
 
 
@@ -500,20 +512,20 @@ async def play_sources(context: Context, words: str) -> None:
 
 
 async def play_image(context: Context, words: str) -> None:
-    url = words.partition(" ")[2] or PICTURE
+    url = words.removesuffix(HELD).partition(" ")[2] or PICTURE
     item = GeneratedImageItem(**item_base(context))
     await context.stream(ThreadItemAddedEvent(item=item))
     image = GeneratedImage(id="i", url=url)
     await context.stream(
         ThreadItemUpdatedEvent(item_id=item.id, update=GeneratedImageUpdated(image=image, progress=0.5))
     )
-    await asyncio.sleep(0.5)
+    await until_told(words)
     await context.stream(ThreadItemDoneEvent(item=item.model_copy(update={"image": image})))
 
 
 async def play_progress(context: Context, words: str) -> None:
     await context.stream(ProgressUpdateEvent(text="Boiling water", icon="bolt"))
-    await asyncio.sleep(1)
+    await until_told(words)
     await play_task(context, words)
 
 
@@ -619,7 +631,7 @@ async def handle_action(
     if action.type == "refuse":
         raise CustomStreamError("Not today.", allow_retry=False)
     if action.type == "wait":
-        await asyncio.sleep(1)
+        await until_told()
     assert sender is not None
     yield ThreadItemReplacedEvent(item=answered(sender, action))
 

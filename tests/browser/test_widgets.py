@@ -36,10 +36,11 @@ def test_an_action_goes_to_the_service_and_what_comes_back_replaces_the_widget(
     expect(chat.widget).to_contain_text(said)
 
 
-def test_a_widget_that_waits_as_a_whole_is_out_of_reach_meanwhile(chat: Chat) -> None:
+def test_a_widget_that_waits_as_a_whole_is_out_of_reach_meanwhile(chat: Chat, service: Service) -> None:
     chat.say("buttons")
     chat.button("Container").click()
     assert chat.widget.evaluate("widget => widget.inert")
+    service.say("go")
     expect(chat.widget).to_contain_text('wait: {"n": 3}')
     assert not chat.widget.evaluate("widget => widget.inert")
 
@@ -120,9 +121,10 @@ def test_a_list_shows_more_when_asked_and_its_rows_are_buttons(chat: Chat) -> No
     expect(chat.widget).to_contain_text('echo: {"row": 3}')
 
 
-def test_text_grows_inside_a_widget_and_its_parts_are_replaced(chat: Chat) -> None:
+def test_text_grows_inside_a_widget_and_its_parts_are_replaced(chat: Chat, service: Service) -> None:
     chat.begin("growing")
     expect(chat.widget).to_contain_text("This text grows inside a widget.")
+    service.say("go")
     expect(chat.widget).to_contain_text("Finished")
 
 
