@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, ClassVar, TypeVar
 
 import httpx2
@@ -21,10 +22,9 @@ import uvicorn
 
 from app import create_app
 from settings import Settings
+from warm import ROOT, Forked
 
 T = TypeVar("T")
-
-ROOT = Path(__file__).parents[1]
 
 
 def eventually(found: Callable[[], T], seconds: float = 10.0, what: str = "it") -> T:
@@ -249,7 +249,7 @@ def service(wrap: Callable[[Any], Any] = lambda app: app, **environ: str) -> Ite
 class Process(Client):
     """The service as a process of its own; `log` is what it has written so far."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, url: str):
+    def __init__(self, process: subprocess.Popen[bytes] | Forked, log: Path, url: str):
         super().__init__(url)
         self.process = process
         self.log_file = log
@@ -264,6 +264,11 @@ class Process(Client):
     def wait(self, seconds: float = 30.0) -> int:
         return self.process.wait(seconds)
 
+    def kill(self) -> None:
+        """Kill it (SIGKILL), and return when it is gone."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
 
 @contextmanager
 def process(
@@ -276,15 +281,7 @@ def process(
     log = directory / "service.log"
     with log.open("ab") as stderr:
         begin = stderr.tell()
-        started = subprocess.Popen(
-            [*through, sys.executable, str(ROOT / "app.py"), *arguments],
-            cwd=directory,
-            env={"PATH": os.environ["PATH"], "PORT": "0", "PYTHONPATH": str(ROOT / "tests"), **environ},
-            stdin=stdin,
-            stdout=stderr,
-            stderr=stderr,
-            start_new_session=True,
-        )
+        started = _start(directory, arguments, through, stdin, stderr.fileno(), environ)
     try:
         url = eventually(lambda: address(started, log, begin), 90, "the start of the service")
         with closing(Process(started, log, url)) as running:
@@ -296,13 +293,46 @@ def process(
         started.wait()
 
 
-def address(process: subprocess.Popen[bytes], log: Path, begin: int) -> str | None:
-    assert process.poll() is None, f"the service ended:\n{log.read_bytes()[begin:].decode()}"
-    return address_in(log, begin)
+def _start(
+    directory: Path, arguments: Sequence[str], through: Sequence[str], stdin: int, stderr: int, environ: dict[str, str]
+) -> subprocess.Popen[bytes] | Forked:
+    """Fork it where nothing stands against it: other circumstances, a terminal, processes of its own."""
+    environ = {"PATH": os.environ["PATH"], "PORT": "0", **environ}
+    if not (through or arguments or stdin != subprocess.DEVNULL or "WORKERS" in environ):
+        with open(os.devnull, "rb") as nothing:
+            return Forked(directory, arguments, environ, (nothing.fileno(), stderr, stderr))
+    return subprocess.Popen(
+        [*through, sys.executable, str(ROOT / "app.py"), *arguments],
+        cwd=directory,
+        env={"PYTHONPATH": str(ROOT / "tests"), **environ},
+        stdin=stdin,
+        stdout=stderr,
+        stderr=stderr,
+        start_new_session=True,
+    )
 
 
-def address_in(log: Path, begin: int) -> str | None:
+def run(
+    directory: Path, *arguments: str, input: str = "", stdout: int | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python app.py` with these arguments to its end, and return what it said (not what went to `stdout`)."""
+    with TemporaryFile("w+") as stdin, TemporaryFile("w+") as said, TemporaryFile("w+") as stderr:
+        stdin.write(input)
+        stdin.seek(0)
+        files = stdin.fileno(), said.fileno() if stdout is None else stdout, stderr.fileno()
+        started = Forked(directory, arguments, {"PATH": os.environ["PATH"], **environ}, files)
+        try:
+            code = started.wait(60)
+        finally:
+            started.kill()
+        said.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(list(arguments), code, said.read(), stderr.read())
+
+
+def address(process: subprocess.Popen[bytes] | Forked, log: Path, begin: int) -> str | None:
     """Return where the service listens, as it says in its log behind this byte."""
+    assert process.poll() is None, f"the service ended:\n{log.read_bytes()[begin:].decode()}"
     found = re.search(r"listening on (http://[\w.:\[\]]+)", log.read_bytes()[begin:].decode())
     return found.group(1) if found else None
 

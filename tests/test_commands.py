@@ -17,24 +17,9 @@ import pytest
 
 from commands import main
 from conftest import probing
-from service import ROOT, errors_of, eventually, fold, is_up, message, process, service, text_of, thread_of
+from service import ROOT, errors_of, eventually, fold, is_up, message, process, run, service, text_of, thread_of
 from sockets import UNREAD_SECONDS, listen
 from standin import Begin, Call, Hang, Say, StandIn, standing_in
-
-
-def run(
-    directory: Path, *arguments: str, stdout: int = subprocess.PIPE, **environ: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "app.py"), *arguments],
-        cwd=directory,
-        env={"PATH": os.environ["PATH"], **environ},
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=30,
-        check=False,
-    )
 
 
 def test_unreadable_settings_are_all_named_and_the_exit_code_is_2(tmp_path: Path) -> None:

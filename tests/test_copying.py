@@ -21,8 +21,7 @@ from context import RequestContext
 from conversations import CHUNK_BYTES, STOPPED, ConversationStore, StoreUnavailable, Usage
 from copying import LEFT_OUT, TABLES, CopyRefused, copy
 from databases import Database, PostgresDatabase, SQLiteDatabase
-from service import ROOT
-from test_commands import run
+from service import ROOT, run
 from test_store import EVERY_KIND, ITEM, NOON, alice, bob, end, file, ids, make_thread, upload
 
 pytestmark = pytest.mark.anyio

@@ -32,6 +32,7 @@ from service import (
     service,
     text_of,
     thread_of,
+    types,
 )
 from standin import Begin, Break, Call, Echo, Fail, FailLater, Hang, Reason, Say, StandIn, Step, Wait
 from turn import MAX_UNREAD_BYTES
@@ -317,7 +318,7 @@ def test_what_was_shown_while_the_database_was_locked_is_stored_once_it_is_not(
         other.execute("ROLLBACK")
     eventually(lambda: not rows(database, "SELECT * FROM leases"), 30, "the end of the turn")
     assert_kept(own_service, stream.seen)
-    assert own_service.say(thread_id)[-1]["type"] == "thread.item.done"
+    assert types(own_service.say(thread_id))[-1] == "thread.item.done[assistant_message]"
 
 
 # --- shutting down ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from attacks import ATTACKS, attack_tokens
 from auth import Verifier
 from conftest import probing
 from issuer import Issuer
-from service import ROOT, Client, eventually, fold, message, process, service, thread_of
+from service import ROOT, Client, eventually, fold, message, process, run, service, thread_of
 from standin import Call, Say, StandIn
 
 LIST = {"type": "threads.list", "params": {}}
@@ -400,16 +400,8 @@ def check(directory: Path, token: str | None = None, **environ: str) -> tuple[in
 
 
 def run_check(directory: Path, token: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "app.py"), "check", *(["--token", "-"] if token is not None else [])],
-        cwd=directory,
-        env=environ,
-        input=token,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    judging = [] if token is None else ["--token", "-"]
+    result = run(directory, "check", *judging, input=token or "", **environ)
     assert "Traceback" not in result.stderr
     return result
 

@@ -13,7 +13,7 @@ import pytest
 
 from conftest import probing
 from issuer import Issuer
-from service import ROOT, Client, errors_of, eventually, fold, message, service, text_of, thread_of
+from service import Client, errors_of, eventually, fold, message, run, service, text_of, thread_of
 from standin import Call, Say, StandIn
 
 SERVER = Path(__file__).with_name("toolserver.py")
@@ -200,9 +200,7 @@ def test_a_call_that_fails_on_its_own_account_disturbs_nobody_elses(
 
 def test_check_lists_the_tools_or_says_that_the_server_does_not_answer(tmp_path: Path, port: int) -> None:
     def check() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "app.py"), "check"]
-        environ = {"MCP_SERVER_URL": f"http://127.0.0.1:{port}/mcp"}
-        return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+        return run(tmp_path, "check", MCP_SERVER_URL=f"http://127.0.0.1:{port}/mcp")
 
     missing = check()
     assert missing.returncode == 1

@@ -11,9 +11,8 @@ from chatkit.store import NotFoundError
 
 from conftest import probing
 from databases import Database, SQLiteDatabase
-from service import eventually, service, thread_of
+from service import eventually, run, service, thread_of
 from standin import StandIn
-from test_commands import run
 from test_store import alice, make_thread, upload
 from upkeep import upkeep
 

@@ -17,9 +17,8 @@ from conftest import probing
 from conversations import ConversationStore, Usage
 from databases import Database
 from progress import progress
-from service import Client, eventually, message, process, thread_of
+from service import Client, eventually, message, process, run, thread_of
 from standin import Say, StandIn
-from test_commands import run
 from test_store import NOON, alice, bob, end, file, make_thread, upload
 from users import PAGE_SIZE, exported
 

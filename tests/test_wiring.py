@@ -2,8 +2,6 @@
 
 import re
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 
 from conftest import probing
 from provider import open_upstream
-from service import ROOT, Client, errors_of, message, process, service
+from service import ROOT, Client, errors_of, message, process, run, service
 from standin import Hang, StandIn
 
 FILE = {"name": "a.txt", "size": 1, "mime_type": "text/plain"}
@@ -84,10 +82,9 @@ def test_links_and_headers_are_those_of_the_proxy_that_is_believed(tmp_path: Pat
         assert link.startswith(f"{other.url}/attachments/")
 
 
-def test_every_command_is_listed_and_explains_itself() -> None:
+def test_every_command_is_listed_and_explains_itself(tmp_path: Path) -> None:
     def words(*arguments: str) -> str:
-        command = [sys.executable, str(ROOT / "app.py"), *arguments, "--help"]
-        return subprocess.run(command, capture_output=True, check=True, text=True).stdout
+        return run(tmp_path, *arguments, "--help").stdout
 
     listed = re.findall(r"^    ([a-z-]+)\s+(\S.+)", words(), re.MULTILINE)
     added = re.findall(r'\badd\(\s*"([a-z-]+)"', (ROOT / "commands.py").read_text(encoding="utf-8"))

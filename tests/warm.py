@@ -1,110 +1,119 @@
-"""Services that start in a tenth of the time: forked from a process that has imported everything beforehand.
+"""`python app.py`, started in a tenth of the time: forked from a process that has imported everything beforehand.
 
-Run as a program it is that process: each line that it reads, a directory and variables, becomes `python app.py` there.
+Run as a program it is that process. It serves one socket: an order with three open files becomes a process, the id of
+a process becomes its exit code.
 """
 
+import gc
 import importlib
 import json
 import os
-import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Any
 
-from service import ROOT, Client, address_in, eventually, is_up
+ROOT = Path(__file__).parents[1]
 
 NEEDED_LATER = ["anyio._backends._asyncio", "openai.lib.streaming.responses", "openai.resources.responses"]
 """What the first requests would import."""
 
 
 class Warm:
-    """The process that forks; many tests' services may be its children."""
+    """The process that forks. It ends with this one."""
 
-    def __init__(self, process: subprocess.Popen[str]):
-        self._process = process
+    def __init__(self) -> None:
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(theirs.fileno())],
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
 
-    @classmethod
-    @contextmanager
-    def started(cls) -> Iterator[Self]:
-        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        with subprocess.Popen(
-            [sys.executable, __file__], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process:
-            try:
-                yield cls(process)
-            finally:
-                process.kill()
-
-    def fork(self, directory: Path, environ: dict[str, str]) -> int:
-        """Return the id of a process that is about to serve."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def ask(self, order: Any, files: Sequence[int] = ()) -> Any:
         with self._lock:
-            print(json.dumps([str(directory), {"PORT": "0", **environ}]), file=self._process.stdin, flush=True)
-            return int(self._process.stdout.readline())
+            socket.send_fds(self._orders, [json.dumps(order).encode()], list(files))
+            return json.loads(self._orders.recv(1024))
 
 
-class Fork(Client):
-    """A service that is there to be killed."""
+@cache
+def warm() -> Warm:
+    return Warm()
 
-    def __init__(self, process_id: int, url: str):
-        super().__init__(url)
-        self.process_id = process_id
+
+class Forked:
+    """`python app.py ARGUMENTS` in a directory, with these variables: what tests need of `subprocess.Popen`."""
+
+    def __init__(
+        self, directory: Path, arguments: Sequence[str], environ: Mapping[str, str], files: tuple[int, int, int]
+    ):
+        self.pid: int = warm().ask([str(directory), list(arguments), dict(environ)], files)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = warm().ask(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = time.monotonic() + (600 if timeout is None else timeout)
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("app.py", timeout or 600)
+            time.sleep(0.005)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Kill it (SIGKILL), and return when it is gone."""
-        process = os.pidfd_open(self.process_id)
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-        assert select.select([process], [], [], 10)[0], "a killed process lives on"
-        os.close(process)
+        self.send_signal(signal.SIGKILL)
 
 
-@contextmanager
-def forked(warm: Warm, directory: Path, **environ: str) -> Iterator[Fork]:
-    """Serve from a fork until it is killed, at the latest in the end."""
-    log = directory / "service.log"
-    begin = log.stat().st_size if log.exists() else 0
-    process_id = warm.fork(directory, environ)
-
-    def listening() -> str | None:
-        assert Path(f"/proc/{process_id}").exists(), f"the service ended, see {log}"
-        return address_in(log, begin) if log.exists() else None
-
-    url = eventually(listening, 30, "the start of the service")
-    with closing(Fork(process_id, url)) as running:
-        try:
-            eventually(lambda: is_up(running), 30, "the readiness of the service")
-            yield running
-        finally:
-            if Path(f"/proc/{process_id}").exists():
-                running.kill()
-
-
-def fork_for_each_line() -> None:
+def fork_for_each_order(orders: socket.socket) -> None:
     from commands import main
 
     for name in NEEDED_LATER:
         importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child stays a zombie
-    for line in sys.stdin:
-        if (child := os.fork()) == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            directory, environ = json.loads(line)
-            os.chdir(directory)
-            os.environ.clear()
-            os.environ.update(environ)
-            log = os.open("service.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            for descriptor in (1, 2):
-                os.dup2(log, descriptor)
-            sys.exit(main([]))
-        print(child, flush=True)
+    gc.freeze()  # so that no child walks, and thereby copies, what all share
+    while True:
+        order, files, _, _ = socket.recv_fds(orders, 1 << 20, 3)
+        match json.loads(order or "null"):
+            case None:  # who gave the orders is gone
+                return
+            case int(process_id):
+                ended, status = os.waitpid(process_id, os.WNOHANG)
+                answer = os.waitstatus_to_exitcode(status) if ended else None
+            case [directory, arguments, environ]:
+                if (answer := os.fork()) == 0:
+                    orders.close()
+                    become(directory, environ, files)
+                    sys.exit(main(arguments))
+        for file in files:
+            os.close(file)
+        orders.send(json.dumps(answer).encode())
+
+
+def become(directory: str, environ: Mapping[str, str], files: Sequence[int]) -> None:
+    os.setsid()
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.path[1:1] = filter(None, environ.get("PYTHONPATH", "").split(":"))
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
 
 
 if __name__ == "__main__":
-    fork_for_each_line()
+    fork_for_each_order(socket.socket(fileno=int(sys.argv[1])))

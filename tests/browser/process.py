@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -29,6 +27,7 @@ from chatkit.types import (
 
 from context import LOCAL_USER, RequestContext
 from store import open_store
+from warm import Forked
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -39,7 +38,7 @@ class Service:
         self.database_url = f"sqlite:///{database}"
         self.url = ""
         self._settings = settings
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Forked | None = None
         self._port = "0"
 
     def start(self) -> None:
@@ -53,19 +52,19 @@ class Service:
             "CONCURRENT_TURNS_PER_USER": "0",
             **self._settings,
         }
-        self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "app.py")], env=environ, cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
-        assert self._process.stderr
+        reading, writing = os.pipe()
+        with open(os.devnull, "rb") as nothing, open(writing, "wb") as stderr:
+            self._process = Forked(ROOT, [], environ, (nothing.fileno(), stderr.fileno(), stderr.fileno()))
+        self._said = open(reading, encoding="utf-8")  # noqa: SIM115 (`stop` closes it)
         lines = []
-        for line in self._process.stderr:
+        for line in self._said:
             lines.append(line)
             if found := re.search(r"listening on (http://\S+:(\d+))", line):
                 self.url, self._port = found.groups()
                 break
         else:
             raise RuntimeError("The service did not start:\n" + "".join(lines))
-        threading.Thread(target=self._process.stderr.read, daemon=True).start()  # so that it never waits for a reader
+        threading.Thread(target=self._said.read, daemon=True).start()  # so that it never waits for a reader
         self._wait_until_ready()
 
     def _wait_until_ready(self) -> None:
@@ -80,11 +79,10 @@ class Service:
                 time.sleep(0.05)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        if self._process and self._process.poll() is None:
+        if self._process:
             self._process.send_signal(number)
             self._process.wait(40)
-        if self._process and self._process.stderr:
-            self._process.stderr.close()
+            self._said.close()
 
     def post(self, operation: str, **params: Any) -> Any:
         body = json.dumps({"type": operation, "params": params}).encode()

@@ -16,10 +16,9 @@ import httpx2
 from clients import Stream
 from conftest import LONG, probing
 from databases import Database, SQLiteDatabase
-from service import Client, fold, text_of, thread_of
+from service import Client, fold, process, text_of, thread_of
 from standin import Echo, StandIn
 from test_faults import assert_items_are_stored, has_grown, is_empty, say, stored_items
-from warm import Warm, forked
 
 Item = dict[str, Any]
 
@@ -108,13 +107,12 @@ def test_kills_under_load_lose_nothing_that_was_acknowledged(
     model.otherwise = [Echo(gap=0.03)]
     lanes = [(new_database(), Witness(chance), random.Random(chance.random())) for _ in range(2)]
     times = 50 if LONG else 15 if isinstance(lanes[0][0], SQLiteDatabase) else 6  # in each of two lanes
-    with Warm.started() as warm, ThreadPoolExecutor(2) as pool:
-        kept = list(pool.map(lambda lane: kill_often(warm, model, tmp_path, *lane, times=times), lanes))
+    with ThreadPoolExecutor(2) as pool:
+        kept = list(pool.map(lambda lane: kill_often(model, tmp_path, *lane, times=times), lanes))
     print("; ".join(kept))
 
 
 def kill_often(
-    warm: Warm,
     model: StandIn,
     directory: Path,
     database: Database,
@@ -127,7 +125,7 @@ def kill_often(
     variables = probing(model, **database.environ)
     for _ in range(times):
         killed = threading.Event()
-        with forked(warm, directory, **variables) as running:
+        with process(directory, **variables) as running:
             assert_items_are_stored(database, witness.done)
             witness.answering.clear()
             loading = witness.load(running.url, killed)
@@ -139,7 +137,7 @@ def kill_often(
             running.kill()
         for each in loading:
             each.join()
-    with forked(warm, directory, **variables) as running:
+    with process(directory, **variables) as running:
         kept = assert_all_is_kept_and_goes_on(running, database, witness)
     if isinstance(database, SQLiteDatabase):
         assert database.query("PRAGMA integrity_check") == [("ok",)]

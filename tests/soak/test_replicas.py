@@ -21,10 +21,20 @@ from conftest import probing
 from databases import PostgresDatabase
 from nginx import nginx
 from postgres_server import PostgresServer
-from service import Client, errors_of, eventually, fold, listening_socket, message, text_of, thread_of
+from service import (
+    Client,
+    Process,
+    errors_of,
+    eventually,
+    fold,
+    listening_socket,
+    message,
+    process,
+    text_of,
+    thread_of,
+)
 from standin import Echo, StandIn
 from test_faults import say
-from warm import Fork, Warm, forked
 
 TURNS = int(os.environ.get("REPLICA_TURNS", "40"))
 TURNS_A_KILL = 20
@@ -33,19 +43,17 @@ TURNS_A_KILL = 20
 class Replicas:
     """Two services and the proxy before them, at `url`."""
 
-    def __init__(self, folder: Path, environ: dict[str, str], warm: Warm):
+    def __init__(self, folder: Path, environ: dict[str, str]):
         self.ports = [free_port(), free_port()]
         self.url = ""
         self._folders = [folder / "one", folder / "other"]
         self._environ = environ
-        self._warm = warm
         for each in self._folders:
             each.mkdir()
 
     @contextmanager
-    def run(self, number: int) -> Iterator[Fork]:
-        port = str(self.ports[number])
-        with forked(self._warm, self._folders[number], **self._environ, PORT=port) as running:
+    def run(self, number: int) -> Iterator[Process]:
+        with process(self._folders[number], **self._environ, PORT=str(self.ports[number])) as running:
             yield running
 
     @contextmanager
@@ -69,10 +77,9 @@ def environ(model: StandIn, postgres: PostgresDatabase) -> dict[str, str]:
 
 
 @pytest.fixture
-def replicas(tmp_path: Path, environ: dict[str, str]) -> Iterator[Replicas]:
+def replicas(tmp_path: Path, environ: dict[str, str]) -> Replicas:
     """Neither of them runs yet."""
-    with Warm.started() as warm:
-        yield Replicas(tmp_path, environ, warm)
+    return Replicas(tmp_path, environ)
 
 
 def test_a_replica_that_is_killed_takes_nothing_with_it_that_was_seen_and_disturbs_no_other(
