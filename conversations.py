@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from chatkit.store import Store, StoreItemType
 from chatkit.types import (
@@ -33,6 +33,8 @@ HIDDEN_TYPES = ("hidden_context_item", "sdk_hidden_context")
 
 STOPPED = "The answer above was stopped before its end. Do not go on with it unless the user asks."
 """What the model is told, in a hidden item, of a turn that was stopped or died."""
+
+MARKER_TYPE: Literal["sdk_hidden_context"] = "sdk_hidden_context"
 
 _PREFIXES: dict[StoreItemType, str] = {
     "thread": "thr",
@@ -200,6 +202,8 @@ class ConversationStore(Store[RequestContext]):
     ) -> None:
         """Store what was still open, drop the checkpoints and give the lease back, at once.
 
+        Also after the turn was taken for dead, in place of what was recovered from its checkpoints, unless somebody
+        has begun another turn, or written to the thread, since.
         A turn that was refused before it `began` is not counted against the user's quota.
         """
 
@@ -314,11 +318,22 @@ def new_id(kind: StoreItemType) -> str:
     return f"{_PREFIXES[kind]}_{secrets.token_hex(16)}"
 
 
-def stopped_marker(thread_id: str) -> SDKHiddenContextItem:
-    """Return the hidden item that follows what a stopped turn left behind."""
+def stopped_marker(thread_id: str, lease: str | None = None) -> SDKHiddenContextItem:
+    """Return the hidden item that follows what a stopped turn left behind; with its lease, a dead turn."""
     return SDKHiddenContextItem(
-        id=new_id("sdk_hidden_context"), thread_id=thread_id, created_at=datetime.now(UTC), content=STOPPED
+        id=new_id("sdk_hidden_context") if lease is None else recovery_id(lease),
+        thread_id=thread_id,
+        created_at=datetime.now(UTC),
+        content=STOPPED,
     )
+
+
+def recovery_id(lease: str) -> str:
+    """Return the id of the marker behind what was recovered of the turn with this lease.
+
+    A checkpoint with this id stays for as long as the turn, should it live on, may still end in its own way.
+    """
+    return f"{_PREFIXES[MARKER_TYPE]}_{lease.partition('_')[2]}"
 
 
 def is_hidden(item: ThreadItem) -> bool:

@@ -6,10 +6,15 @@ from chatkit.store import NotFoundError
 from chatkit.types import ThreadItem, ThreadMetadata
 
 from context import RequestContext
-from conversations import LeaseLost, aware
+from conversations import MARKER_TYPE, LeaseLost, aware
 from pool import Session
 from postgresschema import NOW, RAN_OUT
 from rows import item_row, thread_row
+
+FORBID_LATE_END = (
+    f"DELETE FROM @checkpoints WHERE thread_id = %(thread_id)s AND user_id = %(user_id)s AND type = '{MARKER_TYPE}'"
+)
+"""Sees to it that no turn which was recovered writes over what is written now."""
 
 
 async def require_thread(db: Session, thread_id: str, context: RequestContext, *, lock: bool = False) -> Any:
@@ -35,6 +40,8 @@ async def require_lease(db: Session, thread_id: str, context: RequestContext) ->
     row = await lock_thread(db, thread_id, context)
     if context.lease is not None and row.lease != context.lease:
         raise LeaseLost(thread_id)
+    if row.lease is None:
+        await db.execute(FORBID_LATE_END, {"thread_id": thread_id, "user_id": context.user_id})
 
 
 async def insert_thread(db: Session, thread: ThreadMetadata, context: RequestContext) -> bool:

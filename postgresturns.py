@@ -7,10 +7,20 @@ from typing import Any, TypeVar
 from chatkit.types import ThreadItem, ThreadMetadata
 
 from context import RequestContext
-from conversations import LEASE_SECONDS, NO_QUOTA, Quota, QuotaExceeded, ThreadBusy, new_id, stopped_marker
+from conversations import (
+    LEASE_SECONDS,
+    NO_QUOTA,
+    LeaseLost,
+    Quota,
+    QuotaExceeded,
+    ThreadBusy,
+    new_id,
+    recovery_id,
+    stopped_marker,
+)
 from pool import OnPool, Session
 from postgresschema import NOW, RAN_OUT, TODAY
-from postgresthreads import insert_thread, lock_thread, put_item, require_lease, require_thread
+from postgresthreads import FORBID_LATE_END, insert_thread, lock_thread, put_item, require_lease, require_thread
 from rows import item_row, remember
 
 log = logging.getLogger("service.store")
@@ -29,8 +39,9 @@ class PostgresTurns(OnPool):
             return None if thread.died else (await read(db, thread),)
 
         async def recover(db: Session) -> None:
-            if (await lock_thread(db, thread_id, context)).died:
-                await _recover(db, thread_id, context)
+            thread = await lock_thread(db, thread_id, context)
+            if thread.died:
+                await _recover(db, thread, context)
 
         while (found := await self._read(attempt)) is None:
             await self._write(recover)
@@ -53,14 +64,15 @@ class PostgresTurns(OnPool):
                 await insert_thread(db, new_thread, context)
             thread = await lock_thread(db, thread_id, context)
             if thread.died:
-                await _recover(db, thread_id, context)
+                await _recover(db, thread, context)
             await _require_quota(db, quota, thread_id, context)
             if thread.lease is not None and not thread.died:
                 raise ThreadBusy(thread_id)
             await db.execute(
-                "UPDATE @threads SET lease = %s,"
-                f" lease_expires_at = {NOW} + interval '{LEASE_SECONDS} seconds' WHERE id = %s AND user_id = %s",
-                (lease, thread_id, context.user_id),
+                f"WITH late_end AS ({FORBID_LATE_END}) UPDATE @threads SET lease = %(lease)s,"
+                f" lease_expires_at = {NOW} + interval '{LEASE_SECONDS} seconds'"
+                " WHERE id = %(thread_id)s AND user_id = %(user_id)s",
+                {"lease": lease, "thread_id": thread_id, "user_id": context.user_id},
             )
 
         await self._write(write, queue=thread_id)
@@ -97,7 +109,7 @@ class PostgresTurns(OnPool):
         async def write(db: Session) -> None:
             if not began:
                 await db.lock(f"turns of {context.user_id}")
-            await require_lease(db, thread_id, context)
+            await _require_end(db, thread_id, context)
             for item in items:
                 await put_item(db, thread_id, item, context)
             await _forget_turn(db, thread_id, context)
@@ -109,6 +121,17 @@ class PostgresTurns(OnPool):
                 )
 
         await self._write(write, queue=thread_id)
+
+
+async def _require_end(db: Session, thread_id: str, context: RequestContext) -> None:
+    """As `require_lease`; but a turn that was recovered may still end, and then the recovery's marker is taken out."""
+    try:
+        await require_lease(db, thread_id, context)
+    except LeaseLost:
+        this = (thread_id, context.user_id, recovery_id(context.lease or ""))
+        for table in ("checkpoints", "items"):
+            if not await db.execute(f"DELETE FROM @{table} WHERE thread_id = %s AND user_id = %s AND id = %s", this):
+                raise
 
 
 async def _require_quota(db: Session, quota: Quota, thread_id: str, context: RequestContext) -> None:
@@ -146,16 +169,23 @@ async def _require_quota(db: Session, quota: Quota, thread_id: str, context: Req
         await db.execute(f"INSERT INTO @turn_starts VALUES (%s, {NOW})", (user,))
 
 
-async def _recover(db: Session, thread_id: str, context: RequestContext) -> None:
+async def _recover(db: Session, thread: Any, context: RequestContext) -> None:
     """Turn what a dead turn left behind into items; the thread is locked."""
+    thread_id = thread.id
     await db.execute(
         "INSERT INTO @items (seq, thread_id, user_id, id, type, body) SELECT seq, thread_id, user_id, id, type, body"
         " FROM @checkpoints WHERE thread_id = %s AND user_id = %s"
         " ON CONFLICT (thread_id, id) DO UPDATE SET type = excluded.type, body = excluded.body",
         (thread_id, context.user_id),
     )
-    await put_item(db, thread_id, stopped_marker(thread_id), context)
+    marker = stopped_marker(thread_id, thread.lease)
+    await put_item(db, thread_id, marker, context)
     await _forget_turn(db, thread_id, context)
+    await db.execute(
+        "INSERT INTO @checkpoints (seq, thread_id, user_id, id, type, body)"
+        " VALUES (nextval('@seq'), %(thread_id)s, %(user_id)s, %(id)s, %(type)s, %(body)s)",
+        {**item_row(thread_id, marker), "thread_id": thread_id, "user_id": context.user_id},
+    )
     log.warning("a turn on thread %s died; what it had shown is stored", thread_id)
 
 

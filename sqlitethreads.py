@@ -7,7 +7,7 @@ from chatkit.store import NotFoundError
 from chatkit.types import ThreadItem, ThreadMetadata
 
 from context import RequestContext
-from conversations import LeaseLost, aware
+from conversations import MARKER_TYPE, LeaseLost, aware
 from rows import item_row, thread_row
 from sqliteschema import NOW, RAN_OUT
 
@@ -30,6 +30,13 @@ def require_lease(db: sqlite3.Connection, thread_id: str, context: RequestContex
     row = require_thread(db, thread_id, context)
     if context.lease is not None and row["lease"] != context.lease:
         raise LeaseLost(thread_id)
+    if row["lease"] is None:
+        forbid_late_end(db, thread_id)
+
+
+def forbid_late_end(db: sqlite3.Connection, thread_id: str) -> None:
+    """See to it that no turn which was recovered writes over what is written now."""
+    db.execute("DELETE FROM checkpoints WHERE thread_id = ? AND type = ?", (thread_id, MARKER_TYPE))
 
 
 def insert_thread(db: sqlite3.Connection, thread: ThreadMetadata, context: RequestContext) -> bool:

@@ -9,11 +9,21 @@ from typing import TypeVar
 from chatkit.types import ThreadItem, ThreadMetadata
 
 from context import RequestContext
-from conversations import LEASE_SECONDS, NO_QUOTA, Quota, QuotaExceeded, ThreadBusy, new_id, stopped_marker
+from conversations import (
+    LEASE_SECONDS,
+    NO_QUOTA,
+    LeaseLost,
+    Quota,
+    QuotaExceeded,
+    ThreadBusy,
+    new_id,
+    recovery_id,
+    stopped_marker,
+)
 from rows import item_row, remember
 from sqlite import OnSQLite
 from sqliteschema import NOW, RAN_OUT
-from sqlitethreads import insert_thread, next_seq, put_item, require_lease, require_thread
+from sqlitethreads import forbid_late_end, insert_thread, next_seq, put_item, require_lease, require_thread
 
 log = logging.getLogger("service.store")
 
@@ -56,6 +66,7 @@ class SQLiteTurns(OnSQLite):
             )
             if taken.rowcount == 0:
                 raise ThreadBusy(thread_id)
+            forbid_late_end(db, thread_id)
 
         await self._write(write)
         if new_thread is not None:
@@ -96,7 +107,7 @@ class SQLiteTurns(OnSQLite):
         self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext, *, began: bool = True
     ) -> None:
         def write(db: sqlite3.Connection) -> None:
-            require_lease(db, thread_id, context)
+            _require_end(db, thread_id, context)
             for item in items:
                 put_item(db, thread_id, item, context)
             _forget_turn(db, thread_id)
@@ -108,6 +119,17 @@ class SQLiteTurns(OnSQLite):
                 )
 
         await self._write(write)
+
+
+def _require_end(db: sqlite3.Connection, thread_id: str, context: RequestContext) -> None:
+    """As `require_lease`; but a turn that was recovered may still end, and then the recovery's marker is taken out."""
+    try:
+        require_lease(db, thread_id, context)
+    except LeaseLost:
+        this = (thread_id, context.user_id, recovery_id(context.lease or ""))
+        for table in ("checkpoints", "items"):
+            if db.execute(f"DELETE FROM {table} WHERE thread_id = ? AND user_id = ? AND id = ?", this).rowcount == 0:
+                raise
 
 
 def _require_quota(db: sqlite3.Connection, quota: Quota, thread_id: str, context: RequestContext) -> None:
@@ -141,7 +163,7 @@ def _require_quota(db: sqlite3.Connection, quota: Quota, thread_id: str, context
 
 def _recover(db: sqlite3.Connection, thread_id: str) -> None:
     """Turn what a dead turn left behind into items, unless another process was faster."""
-    died = db.execute(f"SELECT user_id FROM leases WHERE thread_id = ? AND {RAN_OUT}", (thread_id,)).fetchone()
+    died = db.execute(f"SELECT user_id, lease FROM leases WHERE thread_id = ? AND {RAN_OUT}", (thread_id,)).fetchone()
     if died is None:
         return
     db.execute(
@@ -150,8 +172,13 @@ def _recover(db: sqlite3.Connection, thread_id: str) -> None:
         " ON CONFLICT (thread_id, id) DO UPDATE SET type = excluded.type, body = excluded.body",
         (thread_id,),
     )
-    put_item(db, thread_id, stopped_marker(thread_id), RequestContext(died["user_id"]))
+    marker = stopped_marker(thread_id, died["lease"])
+    put_item(db, thread_id, marker, RequestContext(died["user_id"]))
     _forget_turn(db, thread_id)
+    db.execute(
+        "INSERT INTO checkpoints (seq, thread_id, user_id, id, type, body) VALUES (?, ?, ?, ?, ?, ?)",
+        (next_seq(db), thread_id, died["user_id"], *item_row(thread_id, marker).values()),
+    )
     log.warning("a turn on thread %s died; what it had shown is stored", thread_id)
 
 

@@ -176,8 +176,10 @@ class Turn(StreamingResult):
             await self._end([stopped_marker(self.thread.id)], self._words_for_stop())
         except (LeaseLost, NotFoundError) as error:  # another turn has the thread, or it is deleted: write no more
             log.warning("turn on thread %s ended: %s", self.thread.id, type(error).__name__)
-            note(outcome="lease_lost" if isinstance(error, LeaseLost) else "stopped")
-            await self._end([], ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST]))
+            lost = isinstance(error, LeaseLost)
+            note(outcome="lease_lost" if lost else "stopped")
+            more: list[ThreadItem] = [stopped_marker(self.thread.id)] if lost else []
+            await self._end(more, ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST]))
         except Exception as error:
             words = words_for(error)
             if not isinstance(error, CustomStreamError):  # its author's own way to end a turn

@@ -72,6 +72,8 @@ class Thread:
     checkpoints: dict[str, Row] = field(default_factory=dict)
     lease: str | None = None
     died: bool = False
+    may_end_late: str | None = None
+    """The lease of a turn that died and was recovered, with nothing written since."""
     feedback: dict[str, str] = field(default_factory=dict)
 
     def shown(self) -> list[tuple[str, str]]:
@@ -182,6 +184,7 @@ class Conversations(RuleBasedStateMachine):
         return self.threads[number % len(self.threads)]
 
     def put(self, thread: Thread, name: str, text: str, attachment: str | None = None) -> None:
+        thread.may_end_late = None
         checkpoint = thread.checkpoints.pop(name, None)
         if name in thread.items:
             thread.items[name] = Row(thread.items[name].place, text, attachment)
@@ -196,7 +199,8 @@ class Conversations(RuleBasedStateMachine):
             return
         for name, row in thread.checkpoints.items():
             thread.items[name] = Row(thread.items.get(name, row).place, row.text)
-        self.put(thread, f"marker {next(self.ids)}", "")
+        self.put(thread, f"marker {thread.lease}", "")
+        thread.may_end_late = thread.lease
         self.forget_turn(thread)
 
     def forget_turn(self, thread: Thread) -> None:
@@ -235,6 +239,7 @@ class Conversations(RuleBasedStateMachine):
         loaded = self.world.run(store.load_thread(thread.id, context))
         self.recover(thread)
         loaded.title = thread.title = title
+        thread.may_end_late = None
         self.does(store.save_thread(loaded, context))
 
     @has_threads
@@ -297,6 +302,7 @@ class Conversations(RuleBasedStateMachine):
             return
         self.does(self.store.delete_thread_item(thread.id, name, context), refused)
         if not refused:
+            thread.may_end_late = None
             thread.checkpoints.pop(name, None)
             thread.feedback.pop(name, None)
             if row := thread.items.pop(name, None):
@@ -311,6 +317,7 @@ class Conversations(RuleBasedStateMachine):
             refused = NotFoundError
         self.does(self.store.delete_items_after(thread.id, name, context), refused)
         if not refused:
+            thread.may_end_late = None
             place = thread.items[name].place
             gone = {each: row for each, row in thread.items.items() if row.place > place}
             thread.items = {each: row for each, row in thread.items.items() if each not in gone}
@@ -350,7 +357,7 @@ class Conversations(RuleBasedStateMachine):
         if refused:
             return
         self.recover(thread)
-        thread.lease = lease
+        thread.lease, thread.may_end_late = lease, None
         if new:
             self.threads.append(thread)
         if quota.turns_per_minute:
@@ -362,6 +369,8 @@ class Conversations(RuleBasedStateMachine):
         thread = self.pick(number)
         context, refused = self.writes(thread, as_whom, number)
         self.does(self.store.save_checkpoints(thread.id, [said(thread, *each) for each in items], context), refused)
+        if not refused:
+            thread.may_end_late = None
         for name, text in items if not refused else []:
             known = thread.checkpoints.get(name)
             thread.checkpoints[name] = Row(known.place if known else next(self.places), text)
@@ -371,10 +380,14 @@ class Conversations(RuleBasedStateMachine):
     def end_a_turn(self, number: int, as_whom: str, items: list[tuple[str, str]]) -> None:
         thread = self.pick(number)
         context, refused = self.writes(thread, as_whom, number)
+        if refused is LeaseLost and thread.may_end_late:
+            context, refused = RequestContext(thread.user, lease=thread.may_end_late), None
+            del thread.items[f"marker {thread.may_end_late}"]
         self.does(self.store.end_turn(thread.id, [said(thread, *each) for each in items], context), refused)
         if not refused:
             for each in items:
                 self.put(thread, *each)
+            thread.may_end_late = None
             self.forget_turn(thread)
 
     @rule()

@@ -537,6 +537,73 @@ async def test_what_a_dead_turn_had_shown_is_there_for_whoever_loads_the_thread_
             await store.add_thread_item(thread_id, end("late", thread_id), turn)
 
 
+async def dead_turn_that_was_recovered(store: ConversationStore, database: Database) -> tuple[str, RequestContext]:
+    """Return a thread with an item and what a dead turn had shown, and the context of the turn, which lives on."""
+    thread_id = await make_thread(store, items=1)
+    turn = await leased(store, thread_id)
+    await store.save_checkpoints(thread_id, [end("shown", thread_id), end("shown too", thread_id)], turn)
+    database.expire_leases()
+    assert (await ids(store, thread_id))[:-1] == ["item_0", "shown", "shown too"]
+    return thread_id, turn
+
+
+async def test_a_turn_that_was_taken_for_dead_still_ends_with_all_that_it_had_shown(
+    store: ConversationStore, database: Database
+) -> None:
+    thread_id, turn = await dead_turn_that_was_recovered(store, database)
+    longer = end("shown", thread_id, NOON + timedelta(hours=1))
+    await store.end_turn(thread_id, [longer, end("shown too", thread_id), end("never kept", thread_id)], turn)
+    assert await ids(store, thread_id) == ["item_0", "shown", "shown too", "never kept"]
+    assert await store.load_item(thread_id, "shown", alice()) == longer
+    with pytest.raises(LeaseLost):
+        await store.end_turn(thread_id, [end("again", thread_id)], turn)
+    await leased(store, thread_id)
+
+
+async def another_turn(store: ConversationStore, thread_id: str) -> None:
+    await store.end_turn(thread_id, [], await leased(store, thread_id))
+
+
+async def another_dead_turn(store: ConversationStore, thread_id: str, database: Database) -> None:
+    await leased(store, thread_id)
+    database.expire_leases()
+    await ids(store, thread_id)
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        lambda store, thread, _: another_turn(store, thread),
+        another_dead_turn,
+        lambda store, thread, _: leased(store, thread),
+        lambda store, thread, _: store.save_item(thread, end("shown", thread, NOON + timedelta(hours=2)), alice()),
+        lambda store, thread, _: store.delete_thread_item(thread, "shown", alice()),
+        lambda store, thread, _: store.delete_items_after(thread, "item_0", alice()),
+    ],
+    ids=["a turn", "a dead turn", "a running turn", "a change", "a deletion", "a retry"],
+)
+async def test_a_turn_that_was_taken_for_dead_never_writes_over_what_came_after_it(
+    store: ConversationStore, database: Database, meanwhile: Callable[..., Awaitable[Any]]
+) -> None:
+    thread_id, turn = await dead_turn_that_was_recovered(store, database)
+    await meanwhile(store, thread_id, database)
+    before = await store.load_thread_items(thread_id, None, 100, "asc", alice())
+    late = [end("shown", thread_id, NOON + timedelta(hours=1)), end("never kept", thread_id)]
+    with pytest.raises(LeaseLost):
+        await store.end_turn(thread_id, late, turn)
+    assert await store.load_thread_items(thread_id, None, 100, "asc", alice()) == before
+
+
+async def test_a_turn_that_was_taken_for_dead_does_not_bring_a_deleted_thread_back(
+    store: ConversationStore, database: Database
+) -> None:
+    thread_id, turn = await dead_turn_that_was_recovered(store, database)
+    await store.delete_thread(thread_id, alice())
+    with pytest.raises(NotFoundError):
+        await store.end_turn(thread_id, [end("shown", thread_id)], turn)
+    assert (await store.load_threads(9, None, "asc", alice())).data == []
+
+
 async def test_what_a_dead_turn_had_changed_of_an_earlier_item_is_kept(
     store: ConversationStore, database: Database
 ) -> None:

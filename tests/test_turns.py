@@ -166,6 +166,37 @@ async def test_a_turn_whose_end_cannot_be_stored_says_so_and_stores_it_once_the_
     assert turn.task.done()
 
 
+async def test_an_end_that_another_process_was_faster_than_is_stored_in_full(
+    turns: Turns, store: ConversationStore, database: Path
+) -> None:
+    go_on = asyncio.Event()
+
+    async def answer() -> Events:
+        yield ThreadItemAddedEvent(item=text(""))
+        yield more("Half an answer")
+        await go_on.wait()
+        yield more(", and the other half")
+
+    turn = await begin(turns, store, answer())
+    await shown(turn, "Half an answer")
+    await until(lambda: checkpointed(database))
+    async with open_store(f"sqlite:///{database}") as other:
+        async with away(database):
+            go_on.set()
+            assert "other half" in str(await rest_of(turn))
+            await asyncio.to_thread(rows, database, "UPDATE away SET expires_at = 0")
+        seen_by_other = await stored(other)
+    assert [item.id for item in seen_by_other[:1]] == ["msg_1"]
+    await asyncio.wait({turn.task}, timeout=5)
+    [item] = await stored(store)
+    assert isinstance(item, AssistantMessageItem)
+    assert item.content[0].text == "Half an answer, and the other half"
+
+
+async def checkpointed(database: Path) -> bool:
+    return bool(await asyncio.to_thread(rows, database, "SELECT * FROM checkpoints"))
+
+
 async def test_its_client_going_or_the_time_running_out_does_not_end_the_attempts(
     turns: Turns, store: ConversationStore, database: Path
 ) -> None:
