@@ -40,7 +40,7 @@ def answer(status: int, code: str, message: str, headers: Mapping[str, str] | No
 
 
 def on_refused(request: Request, error: Any) -> Response:
-    return answer(REFUSED_STATUS[error.code], error.code, error.message)
+    return answer(REFUSED_STATUS[error.code], error.code, error.message, error.headers)
 
 
 def on_auth_error(request: Request, error: Any) -> Response:

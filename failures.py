@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import ssl
 import traceback
+from collections.abc import Mapping
 
 import httpx2
 import openai
@@ -27,12 +28,13 @@ from conversations import QuotaExceeded, StoreUnavailable
 
 
 class Refused(Exception):
-    """A request that is refused before anything is written. `code` and `message` are for its sender."""
+    """A request that is refused before anything is written. `code`, `message` and `headers` are for its sender."""
 
-    def __init__(self, code: str, message: str):
+    def __init__(self, code: str, message: str, headers: Mapping[str, str] | None = None):
         super().__init__(code)
         self.code = code
         self.message = message
+        self.headers = headers
 
 
 CODES = {

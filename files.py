@@ -108,7 +108,8 @@ def _range(header: str | None, size: int) -> tuple[int, int]:
     else:
         start, end = max(0, size - int(last)), size
     if start >= end:
-        raise Refused("bad_range", f"The file has {size} bytes: ask for some of them.")
+        length = {"content-range": f"bytes */{size}"}  # RFC 9110 §15.5.17
+        raise Refused("bad_range", f"The file has {size} bytes: ask for some of them.", length)
     return start, end
 
 

@@ -370,6 +370,7 @@ def test_a_part_of_a_file_can_be_asked_for(client: Client) -> None:
     for beyond in (f"bytes={len(data)}-", "bytes=-0"):
         refused = client.http.get(link, headers={"range": beyond})
         assert (refused.status_code, refused.json()["code"]) == (416, "bad_range"), beyond
+        assert refused.headers["content-range"] == f"bytes */{len(data)}"
 
 
 def test_what_the_service_notes_of_a_file_is_not_shown(client: Client) -> None:
