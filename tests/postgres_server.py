@@ -38,6 +38,20 @@ class PostgresServer:
         self.is_running = False
         self._run("pg_ctl", "-w", "-s", "-m", mode, "stop")
 
+    @contextmanager
+    def as_replica(self) -> Iterator[None]:
+        """Run it as a replica, which takes no writes, inside."""
+        signal = self._folder / "data" / "standby.signal"
+        self.stop()
+        signal.touch()
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+            signal.unlink()
+            self.start()
+
     def url_of(self, database: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 

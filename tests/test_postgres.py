@@ -318,6 +318,26 @@ async def test_a_server_that_does_not_answer_is_given_up_in_time_and_taken_back(
         await asyncio.gather(*[store.load_thread(thread_id, alice()) for _ in range(4)])
 
 
+async def test_a_server_that_takes_no_writes_is_not_ready(postgres: PostgresDatabase, server: PostgresServer) -> None:
+    async with postgres.open() as store:
+        with server.as_replica():
+            await store.load_threads(9, None, "asc", alice())
+            with pytest.raises(StoreUnavailable, match="recovery"):
+                await store.ping()
+        await store.ping()
+
+
+async def test_asking_whether_it_is_ready_is_a_write_that_leaves_nothing_behind(postgres: PostgresDatabase) -> None:
+    async with postgres.open() as store:
+        [[before, row]] = postgres.query("SELECT pg_current_wal_lsn(), ctid::text FROM @schema_version")
+        await asyncio.gather(*[store.ping() for _ in range(20)])
+        [[flushed, same_row]] = postgres.query(
+            f"SELECT pg_current_wal_flush_lsn() - '{before}', ctid::text FROM @schema_version"
+        )
+        assert flushed > 0
+        assert same_row == row
+
+
 async def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(StoreUnavailable, match="port 1 failed"):
         async with open_store("postgresql://user:hidden@127.0.0.1:1/x"):
