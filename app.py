@@ -36,7 +36,7 @@ from page import PageSettings, page_routes
 from provider import open_upstream, run_config
 from sdk import parse_request
 from server import ChatServer
-from settings import Settings, load_environ
+from settings import Settings, load_settings
 from store import open_store
 from streams import SSE_HEADERS, TurnResponse
 from telemetry import Telemetry, note
@@ -54,7 +54,7 @@ MAX_DICTATIONS = 4
 
 def create_app(settings: Settings | None = None) -> Starlette:
     """Return the service; without settings they come from the environment and from a `.env` file beside this one."""
-    settings = settings or Settings.from_environ(load_environ(Path(__file__).with_name(".env")))
+    settings = settings or load_settings(Path(__file__).with_name(".env"))
     return Starlette(
         routes=[
             Route("/chatkit", chatkit, methods=["POST"]),

@@ -29,7 +29,7 @@ from copying import copy
 from local import require_loopback
 from metrics import shared_folder
 from progress import progress
-from settings import Settings, SettingsError, load_environ
+from settings import Settings, SettingsError, load_settings
 from sockets import inherited, listen, notify
 from store import open_store
 from telemetry import logging_config
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     settings = None
     try:
-        settings = Settings.from_environ(load_environ(Path(__file__).with_name(".env")))
+        settings = load_settings(Path(__file__).with_name(".env"))
         logging.config.dictConfig(logging_config(settings.log_level, settings.log_format))
         command: Callable[[Settings, argparse.Namespace], int] = options.run
         return command(settings, options)

@@ -285,6 +285,8 @@ def _contradictions(given: Mapping[str, str], values: Mapping[str, Any]) -> list
     if "JWT_ISSUER" in given and "JWKS_URL" not in given:
         problems.append("JWKS_URL must be set with JWT_ISSUER: without it no token would be checked.")
     if values.get("mcp_forward_auth"):
+        if "JWKS_URL" not in given:
+            problems.append("MCP_FORWARD_AUTH needs JWKS_URL and JWT_ISSUER: without login no user has a token.")
         for url in values.get("mcp_server_url", ()):
             if not url.startswith("https://") and not is_loopback(urlsplit(url).hostname or ""):
                 problems.append(f"MCP_FORWARD_AUTH would send users' tokens in clear to {url}: use https.")
@@ -296,37 +298,55 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.endswith(".localhost") or bool(re.fullmatch(r"127(\.\d{1,3}){3}", host))
 
 
+def load_settings(dotenv: Path) -> Settings:
+    """Return the settings of this process; raise `SettingsError` naming what is wrong in the file and in all else."""
+    problems: list[str] = []
+    try:
+        load_environ(dotenv)
+    except SettingsError as error:
+        problems = error.problems
+    try:
+        settings = Settings.from_environ(os.environ)
+    except SettingsError as error:
+        problems += error.problems
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
 def load_environ(dotenv: Path) -> Mapping[str, str]:
     """Return the process environment, completed by the `.env` file where it has one; the environment wins.
 
     What the file adds is put into `os.environ` too, so that the OpenAI SDKs and the agent's own code see it. Empty
     variables of theirs are taken out, since they would not count them as unset. Raises `SettingsError`.
     """
+    problems: list[str] = []
     if dotenv.exists():
-        for name, value in _parse_dotenv(dotenv):
+        for name, value in _parse_dotenv(dotenv, problems):
             os.environ.setdefault(name, value)
     for name in [name for name, value in os.environ.items() if name.startswith("OPENAI_") and not value.strip()]:
         del os.environ[name]
+    if problems:
+        raise SettingsError(problems)
     return os.environ
 
 
-def _parse_dotenv(file: Path) -> list[tuple[str, str]]:
+def _parse_dotenv(file: Path, problems: list[str]) -> list[tuple[str, str]]:
+    text, pairs = "", []
     try:
         text = file.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise ValueError
     except OSError as error:
-        raise SettingsError([f"{file} cannot be read: {error.strerror}."]) from error
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise SettingsError([f"{file} is not text in UTF-8: save it as such."])
-    pairs, problems = [], []
+        problems.append(f"{file} cannot be read: {error.strerror}.")
+    except ValueError:
+        problems.append(f"{file} is not text in UTF-8: save it as such.")
+        text = ""
     for number, line in enumerate(text.splitlines(), start=1):
         if match := re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*", line):
             pairs.append((match[1], _unquoted(match[2])))
         elif line.strip() and not line.lstrip().startswith("#"):
             problems.append(f"{file}, line {number}, must be NAME=value, or begin with # for a comment.")
-    if problems:
-        raise SettingsError(problems)
     return pairs
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from settings import Settings, SettingsError, load_environ
+from settings import Settings, SettingsError, load_environ, load_settings
+
+LOGIN = {"JWKS_URL": "https://issuer.example/jwks", "JWT_ISSUER": "https://issuer.example"}
 
 
 def problems(**environ: str) -> list[str]:
@@ -45,7 +47,8 @@ def test_every_problem_is_named_in_one_message() -> None:
         {"LOG_FORMAT": "xml"},
         {"JWT_ISSUER": "https://issuer.example"},
         {"OPENAI_API_KEY_FILE": "/nowhere/key"},
-        {"MCP_SERVER_URL": "http://tools.example/mcp", "MCP_FORWARD_AUTH": "1"},
+        {"MCP_SERVER_URL": "http://tools.example/mcp", "MCP_FORWARD_AUTH": "1", **LOGIN},
+        {"MCP_SERVER_URL": "https://tools.example/mcp", "MCP_FORWARD_AUTH": "1"},
         {"HOST": "two words"},
         {"JWKS_URL": "http://[keys", "JWT_ISSUER": "issuer"},
         {"PUBLIC_URL": "https://chat.example:99999"},
@@ -145,6 +148,22 @@ def test_a_file_of_settings_that_cannot_be_read_is_named(tmp_path: Path, content
     [problem] = caught.value.problems
     assert named in problem
     assert str(tmp_path / ".env") in problem
+
+
+@pytest.mark.parametrize("content", [b"AGENT=m\xfcller\n", b"TRANSCRIBE_MODEL=from-the-file\nPORT 8000\n", None])
+def test_what_is_wrong_with_the_file_is_named_together_with_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.mkdir() if content is None else dotenv.write_bytes(content)
+    monkeypatch.setenv("WORKERS", "none")
+    monkeypatch.setenv("LOG_LEVEL", "verbose")
+    monkeypatch.setenv("TRANSCRIBE_MODEL", "mine")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(dotenv)
+    file, *others = caught.value.problems
+    assert str(dotenv) in file
+    assert [line.split()[0] for line in others] == ["WORKERS", "LOG_LEVEL"]
 
 
 def test_a_secret_may_be_a_file(tmp_path: Path) -> None:
