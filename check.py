@@ -1,5 +1,6 @@
 """`python app.py check`: what is right, and what to do about what is not, in one line each."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ from openai import AsyncOpenAI
 from agentmodule import AgentModule
 from auth import InvalidToken, KeysUnavailable, Verifier
 from conversations import IncompatibleDatabase, StoreUnavailable
+from copying import schema_versions
 from failures import describe
 from settings import Settings
 from store import open_store
@@ -67,6 +69,11 @@ async def _database(settings: Settings) -> AsyncIterator[str]:
         yield f"{missing} is not there yet: the service makes it when it starts"
         return
     try:
+        there, ours = await asyncio.to_thread(schema_versions, settings.database_url, settings.table_prefix)
+        if there < ours:
+            now = f"has schema {there}, of an older release," if there else "has nothing of the service's yet,"
+            yield f"{settings.database_name} answers; it {now} and is brought to schema {ours} at the next start"
+            return
         async with open_store(settings.database_url, settings.table_prefix) as store:
             await store.ping()
     except IncompatibleDatabase as error:

@@ -124,6 +124,15 @@ class Database(Protocol):
         """Give only sequence numbers beyond this one."""
 
 
+def schema_versions(url: str, prefix: str) -> tuple[int, int]:
+    """Return the schema that the database has (0: nothing of ours is in it) and this release's; change nothing."""
+    try:
+        with _source(url, prefix) as source:
+            return source.version(), source.newest
+    except sqlite3.Error as error:
+        raise StoreUnavailable(str(error)) from error
+
+
 def copy(source_url: str, target_url: str, table_prefix: str, report: Callable[[str], None]) -> None:
     """Copy all that there is at one moment, while services may go on; the target has all of it in the end or nothing.
 

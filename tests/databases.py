@@ -31,6 +31,12 @@ class Database(Protocol):
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """Return the rows of such a statement, as another process sees them."""
 
+    def schema(self) -> list[tuple[Any, ...]]:
+        """Return the tables, and the version that they have."""
+
+    def set_schema(self, version: int) -> None:
+        """Say that the tables have this version."""
+
     def leases(self) -> list[str]:
         """Return the leases of all turns that run or died."""
 
@@ -68,6 +74,12 @@ class SQLiteDatabase:
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.path, timeout=10)) as connection:
             return connection.execute(statement.replace("@", "")).fetchall()
+
+    def schema(self) -> list[tuple[Any, ...]]:
+        return [*self.query("SELECT name, sql FROM sqlite_master ORDER BY name"), *self.query("PRAGMA user_version")]
+
+    def set_schema(self, version: int) -> None:
+        self.execute(f"PRAGMA user_version = {version}")
 
     def leases(self) -> list[str]:
         return [lease for (lease,) in self.query("SELECT lease FROM @leases")]
@@ -108,6 +120,13 @@ class PostgresDatabase:
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         return self._server.execute(statement.replace("@", self.prefix), self._name)
+
+    def schema(self) -> list[tuple[Any, ...]]:
+        names = sorted(self.names())
+        return [*((name,) for name in names), *(self.query("SELECT version FROM @schema_version") if names else [])]
+
+    def set_schema(self, version: int) -> None:
+        self.execute(f"UPDATE @schema_version SET version = {version}")
 
     def leases(self) -> list[str]:
         return [lease for (lease,) in self.query("SELECT lease FROM @threads WHERE lease IS NOT NULL")]

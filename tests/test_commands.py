@@ -1,5 +1,6 @@
 """The command line: how the process starts, refuses to start, and listens."""
 
+import asyncio
 import gc
 import os
 import pty
@@ -11,13 +12,18 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
+import copying
+from check import check
 from commands import main
 from conftest import probing
+from databases import Database, PostgresDatabase
 from service import ROOT, errors_of, eventually, fold, is_up, message, process, run, service, text_of, thread_of
+from settings import Settings
 from sockets import UNREAD_SECONDS, listen
 from standin import Begin, Call, Hang, Say, StandIn, standing_in
 
@@ -216,6 +222,45 @@ def test_migrate_makes_the_schema_and_says_so(tmp_path: Path) -> None:
     assert (migrated.returncode, migrated.stdout) == (0, "The database has this release's schema.\n")
     assert "from schema 0 to" in migrated.stderr
     assert sqlite3.connect(tmp_path / "chatkit.db").execute("SELECT count(*) FROM threads").fetchone() == (0,)
+
+
+def checked(database: Database, schema: int) -> tuple[bool, str, list[tuple[Any, ...]]]:
+    """Return what `check` of a release with this schema says of the database, and how it leaves the tables."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (copying._SQLite, copying._Postgres):
+            patch.setattr(kind, "newest", schema)
+        is_right = asyncio.run(check(Settings.from_environ(database.environ), None, said.append))
+    [line] = [line for line in said if " database: " in line]
+    return is_right, line, database.schema()
+
+
+async def make(database: Database) -> None:
+    async with database.open():
+        pass
+
+
+def test_check_leaves_a_database_of_an_older_release_as_it_is(database: Database) -> None:
+    asyncio.run(make(database))
+    before = database.schema()
+    is_right, said, after = checked(database, 2)
+    assert (is_right, after) == (True, before)
+    assert "has schema 1, of an older release, and is brought to schema 2 at the next start" in said
+    assert checked(database, 1)[1].endswith("answers, and has this release's schema")
+
+
+def test_check_makes_no_tables(postgres: PostgresDatabase) -> None:
+    is_right, said, after = checked(postgres, 1)
+    assert (is_right, after) == (True, [])
+    assert "has nothing of the service's yet, and is brought to schema 1 at the next start" in said
+
+
+def test_check_says_that_a_database_is_of_a_newer_release(database: Database) -> None:
+    asyncio.run(make(database))
+    database.set_schema(9999)
+    is_right, said, _ = checked(database, 1)
+    assert not is_right
+    assert "made by a newer release" in said
 
 
 def test_usage_is_counted_by_day_user_and_model_with_feedback(tmp_path: Path, model: StandIn) -> None:
