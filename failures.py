@@ -101,6 +101,12 @@ def quota_words(error: QuotaExceeded) -> str:
     return QUOTA_WORDS[error.quota].format(seconds=seconds, hours=-(-seconds // 3600))
 
 
+def raised_by_author(error: Exception) -> Exception:
+    """Return ChatKit's own error where the Agents SDK (0.24) has wrapped what a tool raised, or else the error itself."""
+    cause = error.__cause__
+    return cause if isinstance(error, UserError) and isinstance(cause, CustomStreamError | StreamError) else error
+
+
 def words_for(error: Exception) -> ErrorEvent:
     """Return the event that tells a client of a turn's failure. It holds nothing of the error's own text."""
     match error:

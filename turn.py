@@ -29,7 +29,7 @@ from chatkit.types import (
 
 from context import RequestContext
 from conversations import ConversationStore, LeaseLost, StoreUnavailable, aware, is_hidden, stopped_marker
-from failures import log_failure, words_for
+from failures import log_failure, raised_by_author, words_for
 from leases import patiently
 from openitems import OpenItems
 from outbox import Outbox
@@ -180,10 +180,11 @@ class Turn(StreamingResult):
             note(outcome="lease_lost" if lost else "stopped")
             more: list[ThreadItem] = [stopped_marker(self.thread.id)] if lost else []
             await self._end(more, ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST]))
-        except Exception as error:
-            words = words_for(error)
-            if not isinstance(error, CustomStreamError):  # its author's own way to end a turn
-                log_failure(log, f"turn on thread {self.thread.id} failed", error)
+        except Exception as failure:
+            raised = raised_by_author(failure)
+            words = words_for(raised)
+            if not isinstance(raised, CustomStreamError):  # its author's own way to end a turn
+                log_failure(log, f"turn on thread {self.thread.id} failed", failure)
             await self._end([], words.model_copy(update={"allow_retry": words.allow_retry and self._answering}))
         else:
             note(outcome="completed")

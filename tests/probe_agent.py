@@ -93,6 +93,12 @@ async def rest(wrapper: Context) -> str:
     return "never"
 
 
+@function_tool(failure_error_function=None)
+async def refuse() -> str:
+    """End the turn in the words of the tool's author."""
+    raise CustomStreamError("It is sold out.", allow_retry=False)
+
+
 @function_tool
 async def whisper_half_a_letter(wrapper: Context) -> str:
     """Open a hidden item that can be neither sent nor stored, and never close it."""
@@ -204,6 +210,7 @@ TOOLS = [
     rename,
     lock,
     explode,
+    refuse,
 ]
 
 

@@ -54,6 +54,15 @@ def test_a_failure_tells_the_user_what_to_do_and_the_log_why(
     assert client.items(thread_of(events)) == fold(events)
 
 
+def test_a_tool_ends_the_turn_in_its_authors_words(
+    client: Client, model: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.will(Call("refuse"))
+    [error] = errors_of(client.create())
+    assert (error["message"], error["allow_retry"]) == ("It is sold out.", False)
+    assert not [record for record in caplog.records if record.name == "service.turns"]
+
+
 @pytest.mark.parametrize("step", [Break(), Garbage(), FailLater("server_error"), Call("explode")])
 def test_what_was_said_before_a_failure_is_kept(client: Client, model: StandIn, step: Step) -> None:
     model.will(Say("What you have read already"), Wait(0.5), step)  # what comes at once with a failure is never shown
