@@ -37,6 +37,7 @@ from provider import open_upstream, run_config
 from sdk import parse_request
 from server import ChatServer
 from settings import Settings, load_settings
+from sockets import held_no_longer_than_by_parent
 from store import open_store
 from streams import SSE_HEADERS, TurnResponse
 from telemetry import Telemetry, note
@@ -157,6 +158,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
             )
             await stack.enter_async_context(upkeep(store, settings.retention_days))
             stack.enter_context(quiet_collector())
+            stack.enter_context(held_no_longer_than_by_parent())
             yield {
                 "settings": settings,
                 "log_key": link_key,

@@ -102,7 +102,7 @@ def quota_words(error: QuotaExceeded) -> str:
 
 
 def raised_by_author(error: Exception) -> Exception:
-    """Return ChatKit's own error where the Agents SDK (0.24) has wrapped what a tool raised, or else the error itself."""
+    """Return ChatKit's error where a tool raised one and the Agents SDK (0.24) wrapped it; else the error itself."""
     cause = error.__cause__
     return cause if isinstance(error, UserError) and isinstance(cause, CustomStreamError | StreamError) else error
 

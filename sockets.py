@@ -1,10 +1,13 @@
 """The sockets that the process listens on: made here, or inherited."""
 
+import asyncio
+import multiprocessing
 import os
+import signal
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 BACKLOG = 2048
 UNREAD_SECONDS = 60
@@ -43,6 +46,29 @@ def notify(*states: str) -> None:
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as telling, suppress(OSError):  # it draws its conclusions
             telling.sendto("\n".join(states).encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+@contextmanager
+def held_no_longer_than_by_parent() -> Iterator[None]:
+    """End as on SIGTERM when the process that started this one and keeps an eye on it is gone.
+
+    A worker would hold the port for ever: its parent (uvicorn 0.54) ends it only where it ends itself in good order.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        loop.remove_reader(parent.sentinel)
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(parent.sentinel, end)
+    try:
+        yield
+    finally:
+        loop.remove_reader(parent.sentinel)
 
 
 def _set_for_connections(listener: socket.socket) -> None:

@@ -27,6 +27,7 @@ from service import (
     errors_of,
     eventually,
     fold,
+    is_reachable,
     message,
     process,
     service,
@@ -399,6 +400,22 @@ def test_several_workers_end_together_and_leave_no_process_behind(
     for stream in streams:
         assert len(errors_of(stream.seen)) == 1
         assert_stored(database, stream.seen)
+    assert rows(database, "SELECT * FROM leases") == []
+
+
+def test_workers_whose_supervisor_is_killed_end_well_and_let_the_port_go(
+    model: StandIn, database: Path, tmp_path: Path
+) -> None:
+    variables = probing(model, database, WORKERS="2", SHUTDOWN_GRACE_SECONDS="1")
+    with process(tmp_path, **variables) as running:
+        model.otherwise = [Begin("Half an answer"), Hang()]
+        with Stream.create(running.url) as stream:
+            stream.read_until(seen_text("Half an answer"))
+            running.signal(signal.SIGKILL)
+            stream.read_to_end()
+        assert "restarted" in errors_of(stream.seen)[0]["message"]
+        eventually(lambda: not is_reachable(running), 15, "the end of the workers")
+    assert_stored(database, stream.seen)
     assert rows(database, "SELECT * FROM leases") == []
 
 
