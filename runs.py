@@ -1,7 +1,6 @@
 """Runs of the agent: from a conversation to the events that go on with it, and to its title."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -26,17 +25,16 @@ import metrics
 from agentmodule import AgentModule
 from attachments import Attachments, KeptImages
 from context import RequestContext
-from conversations import ConversationStore, StoreUnavailable, Usage
-from failures import log_failure
+from conversations import ConversationStore, Usage
 from history import HistoryConverter, ToolResults, load_history
+from leases import RETRY_SECONDS
 from provider import letters_in, model_name, usage_of, with_reasoning_kept
 from sdk import OwnIds, StreamedContext
 from telemetry import note_first_token
 from titles import title_by_model
 from toolservers import ToolServers
 from turn import Events
-
-log = logging.getLogger("service.runs")
+from turns import Turns
 
 
 class AgentRuns:
@@ -49,6 +47,7 @@ class AgentRuns:
         agent: AgentModule,
         tool_servers: ToolServers | None,
         run_config: RunConfig,
+        turns: Turns,
         *,
         models: tuple[str, ...],
         history_items: int,
@@ -58,6 +57,7 @@ class AgentRuns:
         self._agent = agent
         self._tool_servers = tool_servers or ToolServers((), forward_auth=False)
         self._run_config = run_config
+        self._turns = turns
         self._models = models
         self._history_items = history_items
 
@@ -121,10 +121,9 @@ class AgentRuns:
 
     async def _add_usage(self, usage: Usage, context: RequestContext) -> None:
         metrics.count_tokens(usage.model, usage.input_tokens, usage.output_tokens)
-        try:
-            await self._store.add_usage(usage, context)
-        except StoreUnavailable as error:
-            log_failure(log, "a turn's usage could not be stored", error)
+        # Where the database breaks off in the middle of the commit it may count twice, and is never lost for that.
+        adding = self._turns.write_beside(lambda: self._store.add_usage(usage, context))
+        await asyncio.wait({adding}, timeout=RETRY_SECONDS)  # it is to count before the user's next turn
 
     async def _make_agent(self, context: RequestContext) -> Agent[Any]:
         agent = self._agent.create_agent(context)

@@ -105,7 +105,7 @@ class ChatServer(ChatKitServer[RequestContext]):
         self._turns = turns
         self._agent = agent
         self._runs = AgentRuns(
-            store, attachments, agent, tool_servers, run_config, models=models, history_items=history_items
+            store, attachments, agent, tool_servers, run_config, turns, models=models, history_items=history_items
         )
         self._models = models
         self._can_cancel = can_cancel

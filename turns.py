@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from chatkit.types import ThreadItem, ThreadMetadata
 from context import RequestContext
 from conversations import NO_QUOTA, ConversationStore, LeaseLost, Quota, QuotaExceeded, StoreUnavailable
 from failures import log_failure
-from leases import RETRY_SECONDS, Leases
+from leases import RETRY_SECONDS, Leases, patiently
 from turn import Events, Present, Stopped, Turn
 
 log = logging.getLogger("service.turns")
@@ -33,6 +33,7 @@ class Turns:
         self._max_turns = max_turns
         self._opening = 0
         self._beside: set[asyncio.Task[None]] = set()
+        self._writing: set[asyncio.Task[None]] = set()
         self._live: dict[str, Turn] = {}
 
     @classmethod
@@ -81,6 +82,13 @@ class Turns:
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
+    def write_beside(self, write: Callable[[], Awaitable[Any]]) -> asyncio.Task[None]:
+        """Make a write as patiently as the ends of turns are stored; a shutdown waits for it as for them."""
+        task = asyncio.create_task(_quietly(patiently(write)), name="write beside a turn")
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        return task
+
     def show_title(self, thread_id: str, title: str) -> None:
         """Show the thread's new title where a turn still streams."""
         if turn := self._live.get(thread_id):
@@ -97,15 +105,17 @@ class Turns:
             turn.stop(Stopped.SHUTDOWN)
         for task in self._beside:
             task.cancel()
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
         ends = {turn.task for turn in self._live.values()} | self._leases.giving_back | self._beside
-        if not ends:
-            return
         with anyio.CancelScope(shield=True):
-            _, late = await asyncio.wait(ends, timeout=timeout_seconds)
-            for task in late:  # the database did not answer, and soon nobody can ask it any more
+            while ends := {task for task in ends | self._writing if not task.done()}:  # turns that end write more
+                await asyncio.wait(ends, timeout=max(0, deadline - asyncio.get_running_loop().time()))
+                if asyncio.get_running_loop().time() >= deadline:
+                    break
+            for task in ends:  # the database did not answer, and soon nobody can ask it any more
                 task.cancel()
-            if late:
-                await asyncio.wait(late, timeout=RETRY_SECONDS)
+            if ends:
+                await asyncio.wait(ends, timeout=RETRY_SECONDS)
 
     def _forget(self, turn: Turn) -> None:
         if self._live.get(turn.thread.id) is turn:

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from chatkit.types import ThreadMetadata
 
+from conftest import probing
 from context import RequestContext
 from conversations import (
     ConversationStore,
@@ -29,6 +30,7 @@ from postgres import PostgresStore, migrate
 from postgres_server import PostgresServer, pgbouncer
 from postgresschema import MIGRATIONS
 from service import errors_of, service, thread_of
+from standin import Say, StandIn
 from store import open_store
 from test_store import NOON, alice, end, file, ids, make_thread
 
@@ -289,6 +291,19 @@ async def all_ids(store: ConversationStore, thread_id: str) -> list[str]:
         if not page.has_more:
             return found
         after = page.after
+
+
+def test_what_a_turn_used_is_counted_once_the_database_takes_it_and_holds_up_nothing(
+    postgres: PostgresDatabase, model: StandIn
+) -> None:
+    with service(**probing(model, **postgres.environ)) as client:
+        postgres.execute("ALTER TABLE @usage RENAME TO @away")
+        model.will(Say("Hello"))
+        assert not errors_of(client.create())
+        postgres.execute("ALTER TABLE @away RENAME TO @usage")
+    [(requests, tokens)] = postgres.query("SELECT requests, output_tokens FROM @usage WHERE model = 'stand-in'")
+    assert requests >= 1
+    assert tokens >= 5
 
 
 async def test_connections_that_the_server_has_ended_cost_nobody_an_error(postgres: PostgresDatabase) -> None:
