@@ -21,7 +21,9 @@ from context import RequestContext
 from conversations import CHUNK_BYTES, STOPPED, ConversationStore, StoreUnavailable, Usage
 from copying import LEFT_OUT, TABLES, CopyRefused, copy
 from databases import Database, PostgresDatabase, SQLiteDatabase
+from documents import blocks_of
 from service import ROOT, run
+from store import open_store
 from test_store import EVERY_KIND, ITEM, NOON, alice, bob, end, file, ids, make_thread, upload
 
 pytestmark = pytest.mark.anyio
@@ -345,6 +347,34 @@ async def test_a_backup_is_one_file_for_its_owner_only_and_copy_brings_it_back(
     assert back.stdout.splitlines()[-1].startswith("Complete: 1 threads, 0 leases, 3 items")
     async with target.open() as store:
         assert await ids(store, thread_id) == ["item_0", "item_1", "item_2"]
+
+
+async def test_the_restore_in_the_documents_brings_a_backup_back_and_keeps_what_was_there(tmp_path: Path) -> None:
+    [restore] = [
+        block
+        for block in blocks_of((ROOT / "docs" / "operations.md").read_text(encoding="utf-8"))
+        if "replaced" in block
+    ]
+    folder = tmp_path / "var" / "lib" / "private" / "chatkit"
+    folder.mkdir(parents=True)
+    async with open_store(f"sqlite:///{folder}/chatkit.db") as store:
+        kept = await make_thread(store)
+        await asyncio.to_thread(copy, f"sqlite:///{folder}/chatkit.db", f"sqlite:///{folder}/backup.db", "", print)
+        newer = await make_thread(store)
+        left_by_a_kill = {file: file.read_bytes() for file in folder.glob("chatkit.db*")}
+    for path, data in left_by_a_kill.items():
+        path.write_bytes(data)
+    machine = f"cd() {{ builtin cd {tmp_path}$1; }}; systemctl() {{ echo $@ >> {tmp_path}/told; }}\n"
+    subprocess.run(["bash", "-euc", machine + restore], check=True)
+    units = "chatkit.socket chatkit.service"
+    assert (tmp_path / "told").read_text().splitlines() == [f"stop {units}", f"start {units}"]
+    assert await thread_ids(folder / "chatkit.db") == [kept]
+    assert await thread_ids(folder / "replaced" / "chatkit.db") == [kept, newer]
+
+
+async def thread_ids(path: Path) -> list[str]:
+    async with open_store(f"sqlite:///{path}") as store:
+        return [thread.id for thread in (await store.load_threads(9, None, "asc", alice())).data]
 
 
 async def test_a_backup_where_nothing_can_be_written_says_so(database: Database, tmp_path: Path) -> None:

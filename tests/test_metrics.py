@@ -1,6 +1,7 @@
 """The figures for Prometheus: what they count, who may read them, and that several workers' add up."""
 
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 from clients import Stream
 from conftest import probing
 from issuer import Issuer
-from service import Client, eventually, message, process, service
+from service import ROOT, Client, eventually, message, process, service
 from standin import Call, Fail, Hang, Say, StandIn
 
 Figures = dict[str, float]
@@ -52,6 +53,12 @@ def test_turns_are_counted_by_how_they_ended(client: Client, model: StandIn) -> 
         eventually(lambda name=name, count=count: since(name) == count, what=outcome)
     assert since("chatkit_open_streams") == 0
     assert since("chatkit_time_to_first_token_seconds_count") == 2
+
+
+def test_the_alerts_in_the_documents_are_on_the_figures_that_there_are(client: Client) -> None:
+    alerts = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition("## Watch it")[2]
+    shown = re.findall(r"^# TYPE (chatkit_\w+)", client.http.get("/metrics").text, re.MULTILINE)
+    assert set(re.findall(r"`(chatkit_\w+)", alerts)) == set(shown)
 
 
 def test_tokens_and_the_stores_work_are_counted(client: Client, model: StandIn) -> None:
