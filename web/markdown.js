@@ -5,12 +5,28 @@
 import { imageAddress, LINK_ATTRIBUTES, linkAddress } from "./addresses.js";
 import { copyText, el, iconButton } from "./dom.js";
 import { icon } from "./icons.js";
-import { Marked } from "./vendor/marked.esm.js";
+import { Marked, Tokenizer } from "./vendor/marked.esm.js";
 
-const marked = new Marked({ gfm: true });
+const READING_MS = 1000;
+let readingEndsAt = 0;
 
-/** Read Markdown; what is nested deeper than the reader can follow is one paragraph of plain text. */
+/** Some texts cost the reader the square of their length. It passes here at every step, and can be stopped. */
+function step() {
+  if (performance.now() > readingEndsAt) throw new Error("Reading takes too long.");
+  return false; // go on as usual
+}
+
+/** A list is one step, so a list of very many lines is read as several. */
+function list(text) {
+  const lines = /^(?:[^\n]*\n){1000}/.exec(text);
+  return lines ? Tokenizer.prototype.list.call(this, lines[0]) : false;
+}
+
+const marked = new Marked({ gfm: true }, { tokenizer: { space: step, escape: step, list } });
+
+/** Read Markdown; what the reader cannot follow, too deep or too slow, is one paragraph of plain text. */
 function read(text) {
+  readingEndsAt = performance.now() + READING_MS;
   try {
     return marked.lexer(text);
   } catch {

@@ -8,7 +8,7 @@ from playwright.sync_api import BrowserContext, expect
 
 from browser.chat_page import Chat
 from browser.process import Service
-from browser.standin import event, standing_in, thread
+from browser.standin import NOW, event, standing_in, thread
 from page import PageSettings
 
 
@@ -73,6 +73,25 @@ def test_markdown_nested_without_end_is_shown_somehow(chat: Chat) -> None:
     expect(chat.answer).to_contain_text("after")
     chat.say("say still here")
     expect(chat.answer).to_contain_text("still here")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["**a" * 70_000, "> " * 100_000, "- " + "a\n" * 100_000],
+    ids=["emphasis", "quotes", "list"],
+)
+def test_markdown_that_is_slow_to_read_does_not_hold_the_page_up(browser_context: BrowserContext, text: str) -> None:
+    content = [{"type": "output_text", "text": text, "annotations": []}]
+    item = {"id": "a", "type": "assistant_message", "thread_id": "t", "created_at": NOW, "content": content}
+    with standing_in(PageSettings()) as service:
+        service.raw_stream = event("thread.created", thread=thread()) + event("thread.item.done", item=item)
+        chat = Chat(browser_context.new_page(), service.url).open()
+        chat.begin("hello")
+        expect(chat.button("Copy answer")).to_be_visible()
+        service.raw_stream = None
+        chat.begin("again")
+        expect(chat.answer).to_contain_text("Received.")
+        assert chat.problems == []
 
 
 def test_text_of_other_directions_and_without_width_stays_in_its_place(chat: Chat) -> None:
