@@ -61,7 +61,7 @@ export class Widget {
   #draw = (component) => {
     let element;
     try {
-      element = (drawers[component.type] ?? drawUnknown)(component, this);
+      element = (Object.hasOwn(drawers, component.type) ? drawers[component.type] : drawUnknown)(component, this);
     } catch {
       element = drawUnknown(component, this);
     }

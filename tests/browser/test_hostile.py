@@ -45,6 +45,18 @@ def test_widgets_sources_and_images_run_and_load_nothing(chat: Chat) -> None:
     assert hacked(chat) is None
 
 
+@pytest.mark.parametrize("kind", ["constructor", "toString"])
+def test_a_component_named_like_a_part_of_the_language_is_shown(browser_context: BrowserContext, kind: str) -> None:
+    widget = {"type": kind, "id": "x", "value": "What it says"}
+    item = {"id": "w", "type": "widget", "thread_id": "t", "created_at": NOW, "widget": widget}
+    with standing_in(PageSettings()) as service:
+        service.raw_stream = event("thread.created", thread=thread()) + event("thread.item.done", item=item)
+        chat = Chat(browser_context.new_page(), service.url).open()
+        chat.begin("hello")
+        expect(chat.widget).to_contain_text("What it says")
+        assert chat.problems == []
+
+
 def test_the_policy_would_stop_what_slipped_through(chat: Chat) -> None:
     refused = chat.page.evaluate(
         """() => {
