@@ -128,6 +128,7 @@ export class Conversation extends EventTarget {
     ]);
     await prepareViews(page.data);
     if (this.#turnCount !== turnBefore) return; // what was asked for is old by now
+    if (page.has_more && !page.data.some(({ id }) => this.#views.has(id))) return this.load(); // too much to catch up with
     this.#setThread(thread);
     const stored = page.data.reverse();
     this.#dropAllBut(stored, page.has_more);

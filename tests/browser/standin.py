@@ -61,7 +61,7 @@ class StandIn:
             case "threads.list":
                 return JSONResponse({"data": [], "has_more": False})
             case "items.list":
-                return JSONResponse({"data": self.items[::-1], "has_more": False})
+                return JSONResponse(self._page(**params))
             case "threads.get_by_id":
                 return JSONResponse(thread())
             case "attachments.create":
@@ -70,6 +70,12 @@ class StandIn:
                 self.deleted.append(params["attachment_id"])
                 return JSONResponse({})
         return StreamingResponse(self._answer(params), media_type="text/event-stream")
+
+    def _page(self, thread_id: str, order: str, limit: int, after: str | None = None) -> dict[str, Any]:
+        ids = [item["id"] for item in self.items]
+        older = self.items[: ids.index(after)] if after else self.items
+        data = older[::-1][:limit]
+        return {"data": data, "has_more": len(older) > limit, "after": data[-1]["id"] if data else None}
 
     def _refused(self, authorization: str) -> Response | None:
         token = authorization.removeprefix("Bearer ")

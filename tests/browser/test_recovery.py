@@ -5,10 +5,12 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import BrowserContext, expect
+from playwright.sync_api import BrowserContext, Route, expect
 
 from browser.chat_page import Chat, new_chat
 from browser.process import Service, running
+from browser.standin import NOW, standing_in
+from page import PageSettings
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,21 @@ def test_a_second_tab_shows_what_the_first_one_did(chat: Chat, browser_context: 
     expect(chat.page.locator("article.user")).to_have_count(3)
 
 
+def test_a_tab_that_missed_more_than_a_page_shows_all_of_it(browser_context: BrowserContext) -> None:
+    base = {"type": "user_message", "thread_id": "thr_1", "created_at": NOW, "attachments": []}
+    items = [{"id": f"u{n}", **base, "content": [{"type": "input_text", "text": f"Word {n}"}]} for n in range(70)]
+    with standing_in(PageSettings()) as service:
+        service.items = items[:1]
+        chat = new_chat(browser_context, service.url).open("thr_1")
+        messages = chat.page.locator("article.user")
+        expect(messages).to_have_count(1)
+        service.items = items
+        chat.page.evaluate("dispatchEvent(new Event('focus'))")
+        expect(messages.last).to_contain_text("Word 69")
+        chat.page.locator(".scroller").evaluate("scroller => scroller.scrollTop = 0")
+        expect(messages).to_have_count(70)
+
+
 def test_a_message_into_a_busy_thread_is_kept_in_the_field(chat: Chat, browser_context: BrowserContext) -> None:
     chat.say("say first")
     second = new_chat(browser_context, chat.url).open(chat.thread_id)
@@ -75,6 +92,22 @@ def test_a_message_to_a_service_that_is_away_waits_in_the_field(
     chat.message.press("Enter")
     expect(chat.answer).to_contain_text("after")
     assert len(mortal.items(chat.thread_id)) == 4
+
+
+def test_a_message_that_was_not_sent_is_not_lost_while_another_one_is_written(chat: Chat) -> None:
+    held: list[Route] = []
+    is_new = re.compile("threads.create")
+    chat.page.route(
+        "**/chatkit",
+        lambda route: held.append(route) if is_new.search(route.request.post_data or "") else route.continue_(),
+    )
+    with chat.page.expect_request(lambda request: is_new.search(request.post_data or "") is not None):
+        chat.begin("say first")
+    chat.button("New conversation").click()
+    chat.message.fill("say second")
+    held[0].abort()
+    expect(chat.message).to_have_value("say first\n\nsay second")
+    expect(chat.page.get_by_role("alert").filter(has_text="was not sent")).to_be_visible()
 
 
 def test_an_answer_that_a_restart_stopped_can_be_had_again(browser_context: BrowserContext, mortal: Service) -> None:
