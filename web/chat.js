@@ -20,6 +20,7 @@ let conversation = null;
 const composer = new Composer(service, settings, {
   onSend: (draft) => send(draft),
   onStop: () => conversation.stop(),
+  onRefused,
 });
 const list = new ThreadList(service, {
   addressOf,
@@ -91,7 +92,9 @@ async function send(draft) {
   const sender = conversation;
   if (!sender.element.isConnected) find("#conversation").replaceChildren(sender.element);
   const unsent = await sender.send(draft);
-  if (unsent && sender === conversation) composer.restore(unsent);
+  if (!unsent) return;
+  composer.restore(unsent);
+  if (sender !== conversation) composer.note("A message to another conversation was not sent. It is here again.");
 }
 
 function onThread(changed) {

@@ -17,10 +17,12 @@ export class Composer {
   #closed = find("#closed");
   #uploads = NO_UPLOADS;
   #onSend;
+  #onRefused;
   #state = { isRunning: false, canStop: false };
 
-  constructor(service, settings, { onSend, onStop }) {
+  constructor(service, settings, { onSend, onStop, onRefused }) {
     this.#onSend = onSend;
+    this.#onRefused = onRefused;
     this.#send.append(icon("arrow-up"));
     this.#stop.append(icon("stop"));
     this.#stop.addEventListener("click", onStop);
@@ -45,9 +47,9 @@ export class Composer {
     this.#note.textContent = text;
   }
 
-  /** Have a draft here again that was not sent after all, unless another one was begun. */
+  /** Have a draft here again that was not sent after all, before what was written meanwhile. */
   restore(draft) {
-    if (!this.#field.value) this.#field.value = draft.text;
+    this.#field.value = [draft.text, this.#field.value].filter(Boolean).join("\n\n");
     this.#uploads.restore(draft.attachments);
     this.#update();
   }
@@ -111,6 +113,7 @@ export class Composer {
       this.#uploads = new Uploads(service, settings, {
         onChange: () => this.#update(),
         onProblem: (problem) => this.note(problem),
+        onRefused: this.#onRefused,
       });
     }
     this.#uploads.add(taken);

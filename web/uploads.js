@@ -16,14 +16,16 @@ export class Uploads {
   #settings;
   #onChange;
   #onProblem;
+  #onRefused;
   #uploads = [];
   #list = document.querySelector("#attachments");
 
-  constructor(service, settings, { onChange, onProblem }) {
+  constructor(service, settings, { onChange, onProblem, onRefused }) {
     this.#service = service;
     this.#settings = settings;
     this.#onChange = onChange;
     this.#onProblem = onProblem;
+    this.#onRefused = onRefused;
   }
 
   get isBusy() {
@@ -74,6 +76,7 @@ export class Uploads {
     } catch (error) {
       upload.state = "failed";
       if (this.#uploads.includes(upload)) this.#onProblem(`${file.name} could not be uploaded. ${error.message}`);
+      if (error.needsLogin) this.#onRefused(error);
     }
     this.#draw();
   }

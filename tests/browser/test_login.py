@@ -2,9 +2,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, BrowserContext, expect
 
-from browser.chat_page import Chat
+from browser.chat_page import Chat, new_chat
 from browser.process import Service, running
 from browser.standin import StandIn, standing_in
 from issuer import Issuer
@@ -89,6 +89,18 @@ def test_a_token_that_expires_does_not_cost_the_message(chat: Chat, guarded: Sta
     expect(chat.message).to_have_value("hello")
     chat.message.press("Enter")
     expect(chat.answer).to_contain_text("Received.")
+
+
+def test_a_token_that_expires_before_a_file_is_attached_is_asked_for(browser_context: BrowserContext) -> None:
+    settings = PageSettings(login=True, attachments=True, max_attachment_bytes=9, attachment_types=("text/plain",))
+    with standing_in(settings) as service:
+        service.token = "good"
+        chat = new_chat(browser_context, service.url)
+        chat.page.add_init_script("sessionStorage.setItem('token', 'good')")
+        chat.open()
+        service.token = "new"
+        chat.page.locator("#files").set_input_files({"name": "a.txt", "mimeType": "text/plain", "buffer": b"a"})
+        expect(chat.page.get_by_role("dialog", name="Sign in")).to_be_visible()
 
 
 def test_escape_does_not_get_around_the_question(chat: Chat, guarded: StandIn) -> None:
