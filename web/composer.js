@@ -150,6 +150,7 @@ export class Composer {
       if (!page.contains(event.relatedTarget)) this.#form.classList.remove("drop");
     });
     page.addEventListener("drop", (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
       this.#form.classList.remove("drop");
       take(event.dataTransfer.files);

@@ -73,6 +73,19 @@ def test_a_file_is_attached_by_dropping_or_pasting_it(page: Page, target: str, k
     expect(page.locator(".upload")).to_contain_text("handed.png")
 
 
+def test_words_that_are_dropped_are_left_to_the_browser(page: Page) -> None:
+    is_taken = page.locator("#message").evaluate(
+        """(field) => {
+            const dataTransfer = new DataTransfer();
+            dataTransfer.setData("text/plain", "words");
+            const drop = new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true });
+            field.dispatchEvent(drop);
+            return drop.defaultPrevented;
+        }"""
+    )
+    assert not is_taken
+
+
 def test_nothing_is_sent_before_the_upload_is_over(page: Page, uploads: StandIn) -> None:
     uploads.upload_seconds = 0.7
     attach(page, PICTURE)
