@@ -9,9 +9,11 @@ import { ThreadList } from "./sidebar.js";
 import { currentTheme, onThemeChange, setTheme } from "./theming.js";
 import { Conversation } from "./thread.js";
 
+const UNREACHABLE = "The service cannot be reached. Trying again …";
+
 const find = (selector) => document.querySelector(selector);
 
-const settings = await (await fetch("settings.json")).json();
+const settings = await serviceSettings();
 const login = new Login(settings.login);
 const service = new Service("chatkit", login);
 const running = new Map(); // conversations that go on while another one is shown, by thread id
@@ -154,28 +156,31 @@ async function onRefused(error, words) {
 
 let isWaiting = false;
 
-/** Ask for the settings, which costs the service nothing, until they come; then show what is stored. */
+/** When the service is there again, show what is stored. */
 async function waitForService() {
   if (isWaiting) return;
   isWaiting = true;
-  showBanner("The service cannot be reached. Trying again …");
-  for (let seconds = 1; !(await isThere()); seconds = Math.min(seconds * 1.5, 10)) {
-    await new Promise((resolve) => {
-      setTimeout(resolve, seconds * 1000);
-      addEventListener("online", resolve, { once: true });
-    });
-  }
+  showBanner(UNREACHABLE);
+  await serviceSettings();
   isWaiting = false;
-  showBanner("");
   await refreshAll();
   announce("The service is back.");
 }
 
-async function isThere() {
-  try {
-    return (await fetch("settings.json", { cache: "no-store" })).ok;
-  } catch {
-    return false;
+/** Ask for the settings, which costs the service nothing, until they come. */
+async function serviceSettings() {
+  for (let seconds = 1; ; seconds = Math.min(seconds * 1.5, 10)) {
+    try {
+      const found = await (await fetch("settings.json", { cache: "no-store" })).json();
+      showBanner("");
+      return found;
+    } catch {
+      showBanner(UNREACHABLE);
+    }
+    await new Promise((resolve) => {
+      setTimeout(resolve, seconds * 1000);
+      addEventListener("online", resolve, { once: true });
+    });
   }
 }
 

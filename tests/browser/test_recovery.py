@@ -142,6 +142,16 @@ def test_an_answer_that_a_crash_broke_off_is_shown_as_it_was_kept(
     assert chat.problems == []
 
 
+def test_a_page_that_loads_while_the_service_restarts_waits_for_it(
+    browser_context: BrowserContext, service: Service
+) -> None:
+    chat = new_chat(browser_context, service.url)
+    chat.page.route("**/settings.json", lambda route: route.fulfill(status=502, body="<html>Bad gateway"), times=1)
+    chat.open()
+    expect(chat.page.locator("#banner")).to_be_empty()
+    assert chat.problems == []
+
+
 def test_a_lost_network_is_told_and_its_return_too(chat: Chat, browser_context: BrowserContext) -> None:
     chat.say("say before")
     browser_context.set_offline(True)
