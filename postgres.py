@@ -211,7 +211,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
         async def write(db: Session) -> None:
             await require_lease(db, thread_id, context)
             this, values = "thread_id = %s AND id = %s AND user_id = %s", (thread_id, item_id, context.user_id)
-            await _delete_attachments_of(db, this, values, context)
+            await _delete_attachments_of(db, "id = %s", item_id, thread_id, context)
             deleted = await db.execute(f"DELETE FROM @items WHERE {this}", values)
             deleted += await db.execute(f"DELETE FROM @checkpoints WHERE {this}", values)
             if deleted == 0:
@@ -230,7 +230,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
                 context.user_id,
             )
             later, values = "thread_id = %s AND user_id = %s AND seq > %s", (thread_id, context.user_id, seq)
-            await _delete_attachments_of(db, later, values, context)
+            await _delete_attachments_of(db, "seq > %s", seq, thread_id, context)
             await db.execute(f"DELETE FROM @items WHERE {later}", values)
 
         await self._write(write, queue=thread_id)
@@ -293,18 +293,21 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
 
 
 async def _delete_attachments_of(
-    db: Session, condition: str, values: Sequence[str | int], context: RequestContext
+    db: Session, condition: str, which: str | int, thread_id: str, context: RequestContext
 ) -> None:
-    """Delete the attachments of the messages that are about to be deleted.
-
-    Their ids are read here: PostgreSQL cannot look into JSON that holds U+0000 anywhere.
-    """
-    rows = await db.rows(f"SELECT body FROM @items WHERE type = 'user_message' AND {condition}", values)
-    ids = [attachment["id"] for row in rows for attachment in json.loads(row.body).get("attachments", [])]
-    if ids:
+    """Delete the attachments of the messages that are about to be deleted, unless one that stays has them too."""
+    messages = "SELECT body FROM @items WHERE type = 'user_message' AND thread_id = %s AND user_id = %s AND"
+    values = thread_id, context.user_id, which
+    if ids := _attachment_ids(await db.rows(f"{messages} {condition}", values)):
+        ids -= _attachment_ids(await db.rows(f"{messages} NOT {condition}", values))
         await db.execute(
-            "DELETE FROM @attachments WHERE id = ANY (%s::text[]) AND user_id = %s", (ids, context.user_id)
+            "DELETE FROM @attachments WHERE id = ANY (%s::text[]) AND user_id = %s", ([*ids], context.user_id)
         )
+
+
+def _attachment_ids(rows: Sequence[Any]) -> set[str]:
+    """Return what the messages hold. (PostgreSQL cannot look into JSON that has U+0000 anywhere.)"""
+    return {attachment["id"] for row in rows for attachment in json.loads(row.body).get("attachments", [])}
 
 
 async def _after_seq(db: Session, after: str, lookup: str, *owner: str) -> int:

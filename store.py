@@ -191,11 +191,7 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
     async def delete_thread_item(self, thread_id: str, item_id: str, context: RequestContext) -> None:
         def write(db: sqlite3.Connection) -> None:
             require_lease(db, thread_id, context)
-            _delete_attachments_of(
-                db,
-                "items.thread_id = ? AND items.id = ? AND items.user_id = ?",
-                (thread_id, item_id, context.user_id),
-            )
+            _delete_attachments_of(db, "items.id = :which", item_id, thread_id, context)
             deleted = sum(
                 db.execute(
                     f"DELETE FROM {table} WHERE thread_id = ? AND id = ? AND user_id = ?",
@@ -218,9 +214,10 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
                 thread_id,
                 context.user_id,
             )
-            later = "items.thread_id = ? AND items.user_id = ? AND items.seq > ?"
-            _delete_attachments_of(db, later, (thread_id, context.user_id, seq))
-            db.execute(f"DELETE FROM items WHERE {later}", (thread_id, context.user_id, seq))
+            _delete_attachments_of(db, "items.seq > :which", seq, thread_id, context)
+            db.execute(
+                "DELETE FROM items WHERE thread_id = ? AND user_id = ? AND seq > ?", (thread_id, context.user_id, seq)
+            )
 
         await self._write(write)
 
@@ -284,12 +281,18 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
 # --- statements that several methods share ------------------------------------------------------------------------
 
 
-def _delete_attachments_of(db: sqlite3.Connection, condition: str, values: Sequence[str | int]) -> None:
-    """Delete the attachments of the messages that are about to be deleted."""
+def _delete_attachments_of(
+    db: sqlite3.Connection, condition: str, which: str | int, thread_id: str, context: RequestContext
+) -> None:
+    """Delete the attachments of the messages that are about to be deleted, unless one that stays has them too."""
+    sent = (
+        "SELECT json_extract(attachment.value, '$.id') FROM items, json_each(items.body, '$.attachments') AS attachment"
+        " WHERE items.type = 'user_message' AND items.thread_id = :thread AND items.user_id = :user"
+    )
     db.execute(
-        "DELETE FROM attachments WHERE id IN (SELECT json_extract(attachment.value, '$.id') FROM items,"
-        f" json_each(items.body, '$.attachments') AS attachment WHERE items.type = 'user_message' AND {condition})",
-        values,
+        "DELETE FROM attachments WHERE user_id = :user"
+        f" AND id IN ({sent} AND {condition}) AND id NOT IN ({sent} AND NOT {condition})",
+        {"which": which, "thread": thread_id, "user": context.user_id},
     )
 
 

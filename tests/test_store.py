@@ -747,26 +747,43 @@ async def test_an_attachment_that_was_sent_stays_in_its_thread(store: Conversati
         await store.read_chunk("atc_1", 0, alice())
 
 
+def sending_a_file(thread_id: str, id: str = "said") -> UserMessageItem:
+    return UserMessageItem(
+        id=id,
+        thread_id=thread_id,
+        created_at=NOON,
+        content=[UserMessageTextContent(text="a\x00b")],
+        attachments=[file(thread_id=thread_id)],
+        inference_options=InferenceOptions(),
+    )
+
+
 async def test_deleting_a_message_deletes_its_attachments(store: ConversationStore) -> None:
     thread_id = await make_thread(store, items=1)
     for delete in ("one", "later"):
         await upload(store, b"abc")
         await store.save_attachment(file(thread_id=thread_id), alice())
-        said = UserMessageItem(
-            id="said",
-            thread_id=thread_id,
-            created_at=NOON,
-            content=[UserMessageTextContent(text="a\x00b")],
-            attachments=[file(thread_id=thread_id)],
-            inference_options=InferenceOptions(),
-        )
-        await store.add_thread_item(thread_id, said, alice())
+        await store.add_thread_item(thread_id, sending_a_file(thread_id), alice())
         if delete == "one":
             await store.delete_thread_item(thread_id, "said", alice())
         else:
             await store.delete_items_after(thread_id, "item_0", alice())
         with pytest.raises(NotFoundError):
             await store.load_attachment("atc_1", alice())
+
+
+async def test_deleting_a_message_keeps_the_attachments_that_another_has_too(store: ConversationStore) -> None:
+    thread_id = await make_thread(store)
+    await upload(store, b"abc")
+    await store.save_attachment(file(thread_id=thread_id), alice())
+    for id in ("first", "again", "once more"):
+        await store.add_thread_item(thread_id, sending_a_file(thread_id, id), alice())
+    await store.delete_thread_item(thread_id, "again", alice())
+    await store.delete_items_after(thread_id, "first", alice())
+    assert await store.read_chunk("atc_1", 0, alice()) == b"abc"
+    await store.delete_thread_item(thread_id, "first", alice())
+    with pytest.raises(NotFoundError):
+        await store.load_attachment("atc_1", alice())
 
 
 async def test_links_are_signed_with_one_secret_for_all_processes(database: Database) -> None:
