@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 from agents import RunContextWrapper
+from agents.exceptions import UserError
 from agents.mcp import MCPServer, MCPServerManager, MCPServerStreamableHttp, MCPServerStreamableHttpParams
 from agents.mcp.util import MCPToolMetaContext
 from chatkit.agents import AgentContext
@@ -19,6 +21,8 @@ log = logging.getLogger("service.toolservers")
 CONNECT_SECONDS = 5.0
 """The longest that a server which is down, or slow, holds up a turn; it does so once."""
 RETRY_SECONDS = 5.0
+LEFT_OUT_SECONDS = 60.0
+"""How long turns that would bring a token of their own do without a server that did not answer one of them."""
 
 
 class ToolServers:
@@ -30,6 +34,7 @@ class ToolServers:
         self._urls = urls
         self._forward_auth = forward_auth
         self._shared = [] if forward_auth else [_SharedServer(url) for url in urls]
+        self._left_out_until: dict[str, float] = {}
 
     @classmethod
     @asynccontextmanager
@@ -47,20 +52,39 @@ class ToolServers:
     @property
     def missing(self) -> list[str]:
         """The servers that are left out at the moment."""
-        return [each.url for each in self._shared if not each.is_connected]
+        return [*self._left_out_until, *(each.url for each in self._shared if not each.is_connected)]
 
     @asynccontextmanager
     async def for_turn(self, context: RequestContext) -> AsyncIterator[list[MCPServer]]:
         """Yield the servers that can be asked now."""
         if self._forward_auth and context.bearer_token:
             headers = {"authorization": f"Bearer {context.bearer_token}"}
-            async with _manager([_server(url, headers) for url in self._urls]) as manager:
-                for server in manager.failed_servers:
-                    log.warning("the tool server %s is left out of a turn: it does not answer", server.name)
+            servers = {_server(url, headers): url for url in self._to_try()}
+            async with _manager([*servers]) as manager:
+                for server, url in servers.items():
+                    self._note_attempt(url, manager.errors.get(server))
                 yield manager.active_servers
         else:
             await asyncio.gather(*[each.first_attempt() for each in self._shared])
             yield [each.server for each in self._shared if each.is_connected]
+
+    def _to_try(self) -> list[str]:
+        """Return the servers for a turn's own sessions: one that did not answer is tried by one turn at a time."""
+        now = time.monotonic()
+        urls = [url for url in self._urls if self._left_out_until.get(url, now) <= now]
+        for url in self._left_out_until.keys() & {*urls}:
+            self._left_out_until[url] = now + LEFT_OUT_SECONDS
+        return urls
+
+    def _note_attempt(self, url: str, error: BaseException | None) -> None:
+        if isinstance(error, TimeoutError):
+            self._left_out_until[url] = time.monotonic() + LEFT_OUT_SECONDS
+        elif isinstance(error, UserError):  # it cannot be reached, which is soon known
+            self._left_out_until[url] = time.monotonic()
+        else:  # also where it refuses this user's token, and maybe nobody else's
+            self._left_out_until.pop(url, None)
+        if error is not None:
+            log.warning("the tool server %s is left out of a turn: it does not answer", url)
 
 
 class _SharedServer:
@@ -99,7 +123,6 @@ class _SharedServer:
     def _set_connected(self, connected: bool) -> None:
         if connected:
             self._broke.clear()
-            self.server.invalidate_tools_cache()  # type: ignore[no-untyped-call]  # the Agents SDK (0.24) gives it no types
         if connected != self.is_connected or not self._tried.is_set():
             log.log(
                 logging.INFO if connected else logging.WARNING,
@@ -119,7 +142,7 @@ class _Watched(MCPServerStreamableHttp):
     """A server that says when its session fails."""
 
     def __init__(self, url: str, on_failure: Any, headers: dict[str, str] | None = None):
-        params: MCPServerStreamableHttpParams = {"url": url, "headers": headers or {}, "timeout": CONNECT_SECONDS}
+        params: MCPServerStreamableHttpParams = {"url": url, "headers": headers or {}, "timeout": 2 * CONNECT_SECONDS}
         super().__init__(
             params,
             cache_tools_list=True,
@@ -129,6 +152,12 @@ class _Watched(MCPServerStreamableHttp):
             tool_meta_resolver=_meta,
         )
         self._on_failure = on_failure
+
+    async def connect(self) -> None:
+        """Connect and list the tools: a server that cannot say what it has is one that is down, for every turn."""
+        await super().connect()  # type: ignore[no-untyped-call]  # the Agents SDK (0.24) gives it no types
+        self.invalidate_tools_cache()  # type: ignore[no-untyped-call]
+        await super().list_tools()
 
     async def list_tools(self, *args: Any, **kwargs: Any) -> Any:
         return await self._watched(super().list_tools(*args, **kwargs), CONNECT_SECONDS)

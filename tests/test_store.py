@@ -776,8 +776,8 @@ async def test_deleting_a_message_keeps_the_attachments_that_another_has_too(sto
     thread_id = await make_thread(store)
     await upload(store, b"abc")
     await store.save_attachment(file(thread_id=thread_id), alice())
-    for id in ("first", "again", "once more"):
-        await store.add_thread_item(thread_id, sending_a_file(thread_id, id), alice())
+    for name in ("first", "again", "once more"):
+        await store.add_thread_item(thread_id, sending_a_file(thread_id, name), alice())
     await store.delete_thread_item(thread_id, "again", alice())
     await store.delete_items_after(thread_id, "first", alice())
     assert await store.read_chunk("atc_1", 0, alice()) == b"abc"

@@ -22,13 +22,14 @@ SERVER = Path(__file__).with_name("toolserver.py")
 class ToolServerProcess:
     """The server as a process that can be killed and started again on the same port."""
 
-    def __init__(self, port: int):
+    def __init__(self, port: int, mute: str | None = None):
         self.port = port
+        self._arguments = [str(port), *([mute] if mute else [])]
         self.url = f"http://127.0.0.1:{port}/mcp"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._process = subprocess.Popen([sys.executable, str(SERVER), str(self.port)], stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen([sys.executable, str(SERVER), *self._arguments], stderr=subprocess.DEVNULL)
         eventually(self._is_up, 30, "the start of the tool server")
 
     def kill(self) -> None:
@@ -155,6 +156,35 @@ def test_a_server_that_is_down_costs_five_seconds_once_is_left_out_and_comes_bac
         eventually(lambda: not is_degraded(client), 30)
         client.create("Hello once more")
         assert "add" in tool_names(model)
+
+
+def test_a_server_that_connects_but_does_not_list_its_tools_is_left_out(
+    client: Client, model: StandIn, port: int
+) -> None:
+    with ToolServerProcess(port, mute="tools/list"):
+        for _ in range(2):
+            assert not errors_of(client.create("Hello"))
+            assert is_degraded(client)
+    with ToolServerProcess(port):
+        eventually(lambda: not is_degraded(client), 30)
+        client.create("Hello once more")
+        assert "add" in tool_names(model)
+
+
+def test_a_slow_server_that_would_get_the_users_token_holds_up_one_turn(
+    tmp_path: Path, model: StandIn, port: int
+) -> None:
+    forwarding = {"MCP_SERVER_URL": f"http://127.0.0.1:{port}/mcp", "MCP_FORWARD_AUTH": "1"}
+    with Issuer() as issuer, ToolServerProcess(port, mute="tools/list"):
+        login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
+        with service(**probing(model, tmp_path / "chatkit.db", **forwarding, **login)) as guarded:
+            client = Client(guarded.url, {"authorization": f"Bearer {issuer.token(claims={'sub': 'alice'})}"})
+            eventually(lambda: client.post("threads.list").status_code == 200)
+            assert not errors_of(client.create("Hello"))
+            assert is_degraded(client)
+            began = time.monotonic()
+            assert not errors_of(client.create("Hello again"))
+            assert time.monotonic() - began < 3
 
 
 def test_a_server_that_dies_in_a_call_ends_the_turn_with_words_and_is_used_again_when_it_is_back(

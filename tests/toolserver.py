@@ -1,4 +1,7 @@
-"""A real MCP server, as a process of its own: `python tests/toolserver.py PORT`."""
+"""A real MCP server, as a process of its own: `python tests/toolserver.py PORT [MUTE]`.
+
+It never answers to what has the bytes MUTE in it.
+"""
 
 import asyncio
 import sys
@@ -47,6 +50,23 @@ async def refuse() -> str:
     raise MCPError(INVALID_PARAMS, "not today")
 
 
+def mute(app: Any, words: bytes) -> Any:
+    """Return the app without an answer to requests that have these words in them."""
+
+    async def muted(scope: Any, receive: Any, send: Any) -> None:
+        async def listen() -> Any:
+            message = await receive()
+            if words in message.get("body", b""):
+                await asyncio.sleep(3600)
+            return message
+
+        await app(scope, listen, send)
+
+    return muted
+
+
 if __name__ == "__main__":
     app = server.streamable_http_app()
+    if sys.argv[2:]:
+        app = mute(app, sys.argv[2].encode())
     uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", timeout_graceful_shutdown=1)
