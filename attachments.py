@@ -112,14 +112,39 @@ class Attachments(AttachmentStore[RequestContext]):
     ) -> Attachment:
         """Store a file that was not announced and return its attachment; nothing of it is kept when it is refused."""
         attachment = self._new(name, mime_type)
+        await self._store_whole(attachment, data, context)
+        return self.present(attachment, context)
+
+    async def keep_image(self, data: bytes, thread_id: str, context: RequestContext) -> str:
+        """Store an image that a model made for the thread and return its id.
+
+        The user's storage bounds it. What users may upload does not: they did not choose its type or size.
+        """
+        mime_type = next((each for each in IMAGE_TYPES if data.startswith(MAGIC[each])), "image/png")
+        name, kept = f"image.{mime_type.partition('/')[2]}", new_id("attachment")
+        image = ImageAttachment(id=kept, name=name, mime_type=mime_type, preview_url=_kept_url(kept))
+
+        async def whole() -> AsyncIterator[bytes]:
+            yield data
+
+        await self._store_whole(image, whole(), context, announced=len(data))
+        await self._store.save_attachment(image.model_copy(update={"thread_id": thread_id}), context)
+        return kept
+
+    async def _store_whole(
+        self,
+        attachment: Attachment,
+        data: AsyncIterator[bytes],
+        context: RequestContext,
+        announced: int | None = None,
+    ) -> None:
         await self._store.reserve_attachment(attachment, 0, self._max_storage_bytes, context)
         try:
-            await self._receive(attachment, data, context)
+            await self._receive(attachment, data, context, announced)
         except BaseException:
             with anyio.CancelScope(shield=True), suppress(NotFoundError):
                 await self._store.delete_attachment(attachment.id, context)
             raise
-        return self.present(attachment, context)
 
     async def _receive(
         self,
@@ -278,20 +303,12 @@ class KeptImages(ResponseStreamConverter):
         self, image_id: str, base64_image: str, partial_image_index: int | None = None
     ) -> str:
         data = base64.b64decode(base64_image)
-        mime_type = next((each for each in IMAGE_TYPES if data.startswith(MAGIC[each])), "image/png")
-        name = f"image.{mime_type.partition('/')[2]}"
-
-        async def whole() -> AsyncIterator[bytes]:
-            yield data
-
-        attachment = await self._attachments.receive_direct(name, mime_type, whole(), self._context)
-        kept = attachment.model_copy(update={"thread_id": self._thread_id, "preview_url": _kept_url(attachment.id)})
-        await self._store.save_attachment(kept, self._context)
+        kept = await self._attachments.keep_image(data, self._thread_id, self._context)
         if draft := self._drafts.pop(image_id, None):
             await self._store.delete_attachment(draft, self._context)
         if partial_image_index is not None:
-            self._drafts[image_id] = attachment.id
-        return str(_kept_url(attachment.id))
+            self._drafts[image_id] = kept
+        return str(_kept_url(kept))
 
 
 _KEPT = "urn:attachment:"

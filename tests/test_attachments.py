@@ -7,16 +7,18 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from chatkit.types import AttachmentCreateParams
+from chatkit.types import AttachmentCreateParams, ThreadMetadata
 
-from attachments import Attachments, LinkRefused
+from attachments import Attachments, KeptImages, LinkRefused, kept_id
 from conftest import probing
 from context import RequestContext
+from conversations import QuotaExceeded
 from service import Client, errors_of, eventually, fold, message, process, service, thread_of
 from standin import Fail, StandIn
 from store import open_store
@@ -401,6 +403,19 @@ def test_links_begin_with_the_public_address(tmp_path: Path, model: StandIn) -> 
     with service(**environ) as client:
         image = upload(client, "direct", "a.png", PNG, "image/png")
         assert image["preview_url"].startswith(f"https://chat.example/base/attachments/{image['id']}?")
+
+
+@pytest.mark.anyio
+async def test_an_image_of_the_models_is_kept_whatever_users_may_upload(tmp_path: Path) -> None:
+    alice, thread = RequestContext("alice"), ThreadMetadata(id="thr_1", created_at=datetime.now(UTC))
+    async with open_store(f"sqlite:///{tmp_path}/db") as store:
+        files = Attachments(store, b"k", max_bytes=9, types=["text/plain"], max_storage_bytes=len(PNG))
+        await store.save_thread(thread, alice)
+        images = KeptImages(files, store, thread.id, alice)
+        kept = kept_id(await images.base64_image_to_url("image", base64.b64encode(PNG).decode()))
+        assert await files.read_all(kept, alice) == PNG
+        with pytest.raises(QuotaExceeded):
+            await images.base64_image_to_url("another", base64.b64encode(PNG).decode())
 
 
 # --- dictation ----------------------------------------------------------------------------------------------------
