@@ -260,6 +260,13 @@ class Attachments(AttachmentStore[RequestContext]):
         size = await self._store.load_attachment_size(attachment_id, context)
         return b"".join([chunk async for chunk in self.read(attachment_id, 0, size, context)])
 
+    async def load_size(self, attachment_id: str, context: RequestContext) -> int:
+        """Return how many bytes there are to read: none of an attachment that has been deleted."""
+        try:
+            return await self._store.load_attachment_size(attachment_id, context)
+        except NotFoundError:
+            return 0
+
     async def to_model(self, attachment: Attachment, context: RequestContext) -> ResponseInputContentParam:
         """Return what the model reads: the image, the PDF or the text itself; else, in words, that it is there."""
         try:

@@ -37,6 +37,9 @@ log = logging.getLogger("service.history")
 TOOL = "tool"
 """The key of a hidden item's content that tells a tool's result from what an agent's author hides."""
 
+MAX_FILE_BYTES = 50_000_000
+"""Of all files together that a model reads in a turn, as OpenAI's API has it; each is in memory several times."""
+
 DescribeTag = Callable[[UserMessageTagContent, RequestContext], str | Awaitable[str]]
 
 
@@ -154,13 +157,36 @@ def _as_text(output: Any) -> str:
 class HistoryConverter(ThreadItemConverter):
     """Converts items of every kind (ChatKit 1.6.5 raises for attachments, tags and hidden items that are no text)."""
 
-    def __init__(self, attachments: Attachments, context: RequestContext, describe_tag: DescribeTag | None = None):
+    def __init__(
+        self,
+        attachments: Attachments,
+        context: RequestContext,
+        describe_tag: DescribeTag | None = None,
+        *,
+        max_file_bytes: int = MAX_FILE_BYTES,
+    ):
         self._attachments = attachments
         self._context = context
         self._describe_tag = describe_tag
+        self._room_bytes = max_file_bytes
+
+    async def to_agent_input(self, thread_items: Sequence[ThreadItem] | ThreadItem) -> list[TResponseInputItem]:
+        """Convert the newest first: where the files of a conversation are too large together, older ones give way."""
+        items = thread_items if isinstance(thread_items, Sequence) else [thread_items]
+        newest_first = [await self._thread_item_to_input_item(item) for item in reversed(items)]
+        return [each for converted in reversed(newest_first) for each in converted]
 
     async def attachment_to_message_content(self, attachment: Attachment) -> ResponseInputContentParam:
+        if not await self._has_room(attachment.id):
+            return _text(f"[The user attached {attachment.name}, which is too large to be read with what followed.]")
         return await self._attachments.to_model(attachment, self._context)
+
+    async def _has_room(self, attachment_id: str) -> bool:
+        size = await self._attachments.load_size(attachment_id, self._context)
+        if size > self._room_bytes:
+            return False
+        self._room_bytes -= size
+        return True
 
     async def tag_to_message_content(self, tag: UserMessageTagContent) -> ResponseInputContentParam:
         description: Any = json.dumps({"id": tag.id, **tag.data}, ensure_ascii=False)
@@ -202,6 +228,8 @@ class HistoryConverter(ThreadItemConverter):
         attachment_id = kept_id(item.image.url) if item.image else None
         if attachment_id is None:
             return await super().generated_image_to_input(item)
+        if not await self._has_room(attachment_id):
+            return None
         try:
             image = await self._attachments.image_to_model(attachment_id, self._context)
         except NotFoundError:

@@ -159,10 +159,11 @@ class ChatServer(ChatKitServer[RequestContext]):
     async def _build_user_message_item(
         self, input: UserMessageInput, thread: ThreadMetadata, context: RequestContext
     ) -> UserMessageItem:
-        for attachment_id in input.attachments:
+        once = input.model_copy(update={"attachments": [*dict.fromkeys(input.attachments)]})
+        for attachment_id in once.attachments:
             attachment = await self.store.load_attachment(attachment_id, context)
             await self._attachments.require_sendable(attachment, thread.id, context)
-        return await super()._build_user_message_item(input, thread, context)
+        return await super()._build_user_message_item(once, thread, context)
 
     async def _prepare(self, request: OnThread, thread: ThreadMetadata, context: RequestContext) -> Events:
         """Check all that the request asks for, and return the events that answer it; nothing is written yet."""

@@ -5,7 +5,7 @@ import re
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +13,20 @@ from typing import Any
 
 import httpx2
 import pytest
-from chatkit.types import AttachmentCreateParams, ThreadMetadata
+from chatkit.types import (
+    Attachment,
+    AttachmentCreateParams,
+    InferenceOptions,
+    ThreadMetadata,
+    UserMessageItem,
+    UserMessageTextContent,
+)
 
 from attachments import Attachments, KeptImages, LinkRefused, kept_id
 from conftest import probing
 from context import RequestContext
 from conversations import QuotaExceeded
+from history import HistoryConverter
 from service import Client, errors_of, eventually, fold, message, process, service, thread_of
 from standin import Fail, StandIn
 from store import open_store
@@ -139,6 +147,36 @@ def test_what_a_model_cannot_read_is_named_in_words_also_when_it_is_gone(client:
     client.ask("attachments.delete", {"attachment_id": letter["id"]})
     assert not errors_of(client.say(thread_of(events)))
     assert "has been deleted" in model.asked[-1].body["input"][0]["content"][1]["text"]
+
+
+def test_a_file_that_a_message_names_twice_is_sent_once(client: Client, model: StandIn) -> None:
+    text = upload(client, "direct", "a.txt", b"abc", "text/plain")
+    events = client.create("Read", attachments=[text["id"]] * 3)
+    assert len(fold(events)[0]["attachments"]) == 1
+    assert len(model.asked[-1].body["input"][0]["content"]) == 2
+
+
+@pytest.mark.anyio
+async def test_files_that_are_too_large_together_are_named_in_words_the_oldest_first(tmp_path: Path) -> None:
+    alice = RequestContext("alice")
+    async with open_store(f"sqlite:///{tmp_path}/db") as store:
+        files = Attachments(store, b"k", max_bytes=99, types=["text/plain"], max_storage_bytes=0)
+        said = [sending(await files.receive_direct(name, "text/plain", whole(b"x" * 40), alice)) for name in "abc"]
+        read = await HistoryConverter(files, alice, max_file_bytes=80).to_agent_input(said)
+    assert ["too large" in str(message) for message in read] == [True, False, False]
+    assert [name in str(message) for name, message in zip("abc", read, strict=True)] == [True] * 3
+
+
+def sending(attachment: Attachment) -> UserMessageItem:
+    text = [UserMessageTextContent(text="Read")]
+    options, now = InferenceOptions(), datetime.now(UTC)
+    return UserMessageItem(
+        id="msg", thread_id="thr", created_at=now, content=text, attachments=[attachment], inference_options=options
+    )
+
+
+async def whole(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 def test_a_retry_of_an_earlier_message_removes_the_files_of_later_ones(

@@ -159,16 +159,18 @@ def test_a_server_that_is_down_costs_five_seconds_once_is_left_out_and_comes_bac
 
 
 def test_a_server_that_connects_but_does_not_list_its_tools_is_left_out(
-    client: Client, model: StandIn, port: int
+    tmp_path: Path, model: StandIn, port: int
 ) -> None:
-    with ToolServerProcess(port, mute="tools/list"):
+    muted = ToolServerProcess(port, mute="tools/list")
+    with muted, service(**probing(model, tmp_path / "chatkit.db", MCP_SERVER_URL=muted.url)) as client:
         for _ in range(2):
             assert not errors_of(client.create("Hello"))
             assert is_degraded(client)
-    with ToolServerProcess(port):
-        eventually(lambda: not is_degraded(client), 30)
-        client.create("Hello once more")
-        assert "add" in tool_names(model)
+        muted.kill()
+        with ToolServerProcess(port):
+            eventually(lambda: not is_degraded(client), 30)
+            client.create("Hello once more")
+            assert "add" in tool_names(model)
 
 
 def test_a_slow_server_that_would_get_the_users_token_holds_up_one_turn(
