@@ -51,8 +51,9 @@ class ToolServers:
 
     @property
     def missing(self) -> list[str]:
-        """The servers that are left out at the moment."""
-        return [*self._left_out_until, *(each.url for each in self._shared if not each.is_connected)]
+        """The names of the servers that are left out at the moment."""
+        urls = [*self._left_out_until, *(each.url for each in self._shared if not each.is_connected)]
+        return [_name(url) for url in urls]
 
     @asynccontextmanager
     async def for_turn(self, context: RequestContext) -> AsyncIterator[list[MCPServer]]:
@@ -84,7 +85,7 @@ class ToolServers:
         else:  # also where it refuses this user's token, and maybe nobody else's
             self._left_out_until.pop(url, None)
         if error is not None:
-            log.warning("the tool server %s is left out of a turn: it does not answer", url)
+            log.warning("the tool server %s is left out of a turn: it does not answer", _name(url))
 
 
 class _SharedServer:
@@ -127,7 +128,7 @@ class _SharedServer:
             log.log(
                 logging.INFO if connected else logging.WARNING,
                 "the tool server %s %s",
-                self.url,
+                _name(self.url),
                 "is connected" if connected else "does not answer, and is left out until it does",
             )
         self.is_connected = connected
@@ -146,7 +147,7 @@ class _Watched(MCPServerStreamableHttp):
         super().__init__(
             params,
             cache_tools_list=True,
-            name=urlsplit(url).netloc,
+            name=_name(url),
             client_session_timeout_seconds=None,  # a tool may take as long as its turn may
             failure_error_function=None,  # what a tool says of its own failure still reaches the model
             tool_meta_resolver=_meta,
@@ -192,6 +193,11 @@ async def tool_names(url: str) -> list[str]:
         if error := manager.errors.get(server):
             raise error
         return [tool.name for tool in await server.list_tools()]
+
+
+def _name(url: str) -> str:
+    """Return host and port: what else an address has may be a secret, and the name is shown to everybody."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _server(url: str, headers: dict[str, str]) -> MCPServer:

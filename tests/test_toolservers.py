@@ -158,6 +158,17 @@ def test_a_server_that_is_down_costs_five_seconds_once_is_left_out_and_comes_bac
         assert "add" in tool_names(model)
 
 
+def test_a_server_that_is_down_is_named_without_what_may_be_secret_in_its_address(
+    tmp_path: Path, model: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = "http://secret:secret@127.0.0.1:9/secret/mcp?key=secret"
+    with service(**probing(model, tmp_path / "chatkit.db", MCP_SERVER_URL=address)) as client:
+        client.create("Hello")
+        assert client.http.get("/readyz").json() == {"status": "degraded", "tool_servers": ["127.0.0.1:9"]}
+    assert "127.0.0.1:9 does not answer" in caplog.text
+    assert "secret" not in caplog.text
+
+
 def test_a_server_that_connects_but_does_not_list_its_tools_is_left_out(
     tmp_path: Path, model: StandIn, port: int
 ) -> None:
