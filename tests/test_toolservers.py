@@ -13,7 +13,7 @@ import pytest
 
 from conftest import probing
 from issuer import Issuer
-from service import Client, errors_of, eventually, fold, message, run, service, text_of, thread_of
+from service import Client, InProcess, errors_of, eventually, fold, message, run, service, text_of, thread_of
 from standin import Call, Say, StandIn
 
 SERVER = Path(__file__).with_name("toolserver.py")
@@ -66,7 +66,7 @@ def tools(port: int) -> Iterator[ToolServerProcess]:
 
 
 @pytest.fixture
-def client(tmp_path: Path, model: StandIn, port: int) -> Iterator[Client]:
+def client(tmp_path: Path, model: StandIn, port: int) -> Iterator[InProcess]:
     environ = probing(model, tmp_path / "chatkit.db", MCP_SERVER_URL=f"http://127.0.0.1:{port}/mcp")
     with service(**environ) as client:
         yield client
@@ -255,13 +255,17 @@ def test_check_lists_the_tools_or_says_that_the_server_does_not_answer(tmp_path:
     assert "add, who_asks, sleep, nap" in found.stdout
 
 
-def test_500_turns_leave_no_connection_behind(tools: ToolServerProcess, client: Client, model: StandIn) -> None:
+def test_500_turns_leave_no_task_and_no_connection_behind(
+    tools: ToolServerProcess, client: InProcess, model: StandIn
+) -> None:
     def connections() -> int:
         peer = f"0100007F:{tools.port:04X}"  # as the kernel writes 127.0.0.1 and the port
         rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
         return sum(row[2] == peer and row[3] == "01" for row in rows)
 
     eventually(lambda: not is_degraded(client), 30)
+    client.create("Hello")
+    tasks = len(client.tasks())
     counts = []
     for number in range(500):
         if number % 10 == 0:
@@ -270,3 +274,4 @@ def test_500_turns_leave_no_connection_behind(tools: ToolServerProcess, client: 
         counts.append(connections())
     print(f"\nconnections to the tool server after 10 turns: {counts[9]}, after 500: {counts[-1]}")
     assert counts[-1] <= max(counts[:20])
+    eventually(lambda: len(client.tasks()) <= tasks, what="the end of all tasks but those of an idle service")
