@@ -99,7 +99,7 @@ def test_the_other_commands_run_as_the_service_does(machine: Machine, client: Cl
     sections = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     [commands] = [block for block in blocks_of(sections) if block.startswith("chatkit()")]
     answer = machine.run(commands)
-    assert "ok     database: sqlite answers" in answer
+    assert "ok     database: SQLite" in answer
     assert re.search(r"^[-\d]{10} +local ", answer, re.MULTILINE)
 
 
