@@ -24,13 +24,17 @@ MAX_PART_HEADER_BYTES = 8 * 1024
 
 
 def file_routes(authenticate: Authenticate) -> list[Route]:
-    """Return the routes of attachments; `authenticate` is asked by the one that no signed link opens."""
+    """Return the routes of attachments; `authenticate` is asked where no signed link is shown."""
 
     async def upload_direct(request: Request) -> Response:
         context = await authenticate(request)
         name, mime_type, data = await _file_part(request)
         attachment = await _attachments(request).receive_direct(name, mime_type, data, context)
         return Response(encode(attachment), media_type="application/json")
+
+    async def download(request: Request) -> Response:
+        by_token = "authorization" in request.headers and not request.query_params  # only images get a link of ChatKit
+        return await _download(request, await (authenticate(request) if by_token else _open_link(request, "view")))
 
     return [
         Route("/attachments", upload_direct, methods=["POST"]),
@@ -48,8 +52,7 @@ async def upload_announced(request: Request) -> Response:
     return Response(b"{}", media_type="application/json")
 
 
-async def download(request: Request) -> Response:
-    context = await _open_link(request, "view")
+async def _download(request: Request, context: RequestContext) -> Response:
     attachment_id = request.path_params["id"]
     store = request.state.store
     attachment: Attachment = await store.load_attachment(attachment_id, context)

@@ -111,9 +111,12 @@ def test_a_pdf_and_an_image_reach_the_model_come_back_and_are_gone_after_deletio
     assert [attachment["name"] for attachment in said["attachments"]] == ["Bericht 2026.pdf", "dot.png"]
     shown = client.http.get(said["attachments"][1]["preview_url"])
     assert (shown.status_code, shown.content) == (200, PNG)
+    token = {"authorization": "Bearer of-whoever-is-asked-for-none"}
+    assert client.http.get(f"/attachments/{pdf['id']}", headers=token).content == PDF
 
     client.ask("threads.delete", {"thread_id": thread})
     assert client.http.get(said["attachments"][1]["preview_url"]).status_code == 404
+    assert client.http.get(f"/attachments/{pdf['id']}", headers=token).status_code == 404
     assert stored(database) == before
 
 

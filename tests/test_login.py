@@ -311,6 +311,18 @@ def test_another_users_things_answer_as_what_does_not_exist_and_do_not_change(
     assert alice.http.get(alices["preview"]).content == PNG
 
 
+def test_a_file_is_had_with_its_users_token_and_with_nobody_elses(guarded: Client, issuer: Issuer) -> None:
+    alice, mallory = as_user(guarded, issuer, "alice"), as_user(guarded, issuer, "mallory")
+    pdf = alice.http.post("/attachments", files={"file": ("a.pdf", b"%PDF-1.7 secret", "application/pdf")}).json()
+    address = f"/attachments/{pdf['id']}"
+    had = alice.http.get(address)
+    assert (had.status_code, had.content) == (200, b"%PDF-1.7 secret")
+    assert had.headers["content-disposition"] == "attachment; filename*=UTF-8''a.pdf"
+    assert mallory.http.get(address).json() == mallory.http.get("/attachments/atc_none").json()
+    assert mallory.http.get(address).status_code == 404
+    assert guarded.http.get(address).status_code == 403
+
+
 def test_every_route_is_public_or_asks_for_a_token(guarded: Client) -> None:
     public = {"/healthz", "/readyz", "/", "/settings.json", "/metrics"}
     for route in create_app().routes:
