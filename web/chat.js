@@ -5,15 +5,14 @@ import { el } from "./dom.js";
 import { icon } from "./icons.js";
 import { Login } from "./login.js";
 import { ConnectionLost, Refusal, Service } from "./protocol.js";
+import { loadSettings, UNREACHABLE } from "./settings.js";
 import { ThreadList } from "./sidebar.js";
 import { currentTheme, onThemeChange, setTheme } from "./theming.js";
 import { Conversation } from "./thread.js";
 
-const UNREACHABLE = "The service cannot be reached. Trying again …";
-
 const find = (selector) => document.querySelector(selector);
 
-const settings = await serviceSettings();
+const settings = await loadSettings(showBanner);
 const login = new Login(settings.login);
 const service = new Service("chatkit", login);
 const running = new Map(); // conversations that go on while another one is shown, by thread id
@@ -161,27 +160,10 @@ async function waitForService() {
   if (isWaiting) return;
   isWaiting = true;
   showBanner(UNREACHABLE);
-  await serviceSettings();
+  await loadSettings(showBanner);
   isWaiting = false;
   await refreshAll();
   announce("The service is back.");
-}
-
-/** Ask for the settings, which costs the service nothing, until they come. */
-async function serviceSettings() {
-  for (let seconds = 1; ; seconds = Math.min(seconds * 1.5, 10)) {
-    try {
-      const found = await (await fetch("settings.json", { cache: "no-store" })).json();
-      showBanner("");
-      return found;
-    } catch {
-      showBanner(UNREACHABLE);
-    }
-    await new Promise((resolve) => {
-      setTimeout(resolve, seconds * 1000);
-      addEventListener("online", resolve, { once: true });
-    });
-  }
 }
 
 async function refreshAll() {

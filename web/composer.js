@@ -2,10 +2,16 @@
 
 import { el } from "./dom.js";
 import { icon } from "./icons.js";
+import { tabMemory } from "./memory.js";
 
 const find = (selector) => document.querySelector(selector);
 
 const NO_UPLOADS = { isBusy: false, take: () => [], restore: () => {} };
+
+/** A file that is dropped where nothing takes it would be opened in place of the page. */
+function keepThePage(event) {
+  if (event.dataTransfer.types.includes("Files")) event.preventDefault();
+}
 
 export class Composer {
   #form = find("#composer");
@@ -30,6 +36,7 @@ export class Composer {
       event.preventDefault();
       this.#submit();
     });
+    for (const kind of ["dragover", "drop"]) addEventListener(kind, keepThePage);
     this.#field.addEventListener("input", () => this.#update());
     this.#field.addEventListener("keydown", (event) => this.#onKey(event, onStop));
     if (settings.models.length) this.#offerModels(settings.models);
@@ -100,9 +107,9 @@ export class Composer {
     this.#model.hidden = false;
     const names = ["Default model", ...models];
     this.#model.append(...names.map((name, index) => el("option", { value: index ? name : "" }, name)));
-    const chosen = sessionStorage.getItem("model");
+    const chosen = tabMemory.getItem("model");
     if (models.includes(chosen)) this.#model.value = chosen;
-    this.#model.addEventListener("change", () => sessionStorage.setItem("model", this.#model.value));
+    this.#model.addEventListener("change", () => tabMemory.setItem("model", this.#model.value));
   }
 
   /** Take files; the code for it comes with the first of them. */

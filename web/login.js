@@ -1,5 +1,7 @@
 // The token of whoever is signed in. It is kept for this tab's session and shown to this service alone.
 
+import { tabMemory } from "./memory.js";
+
 const WHY = {
   token_missing: "This service needs to know who you are. Paste a token from your sign-in.",
   token_invalid: "The service does not accept this token. Paste another one.",
@@ -15,7 +17,7 @@ export class Login {
   }
 
   get token() {
-    return sessionStorage.getItem("token");
+    return tabMemory.getItem("token");
   }
 
   /** `fetch`, with the token where the request goes to this page's own origin. */
@@ -35,12 +37,12 @@ export class Login {
   ask(code) {
     this.#asking ??= import("./dialogs.js")
       .then(({ askForToken }) => askForToken(WHY[code] ?? WHY.token_invalid))
-      .then((token) => sessionStorage.setItem("token", token))
+      .then((token) => tabMemory.setItem("token", token))
       .finally(() => (this.#asking = null));
     return this.#asking;
   }
 
   end() {
-    sessionStorage.removeItem("token");
+    tabMemory.removeItem("token");
   }
 }

@@ -3,6 +3,7 @@
 import { carryOut, clientActions, runTool } from "./clienttools.js";
 import { el } from "./dom.js";
 import { Login } from "./login.js";
+import { loadSettings } from "./settings.js";
 import { currentTheme, onThemeChange } from "./theming.js";
 
 const SCRIPT = "https://cdn.platform.openai.com/deployments/chatkit/chatkit.js";
@@ -53,7 +54,7 @@ function uploadStrategy(settings) {
 async function fetchWithLogin(login, address, init) {
   const response = await login.fetch(address, init);
   if (response.status === 401) {
-    const { code } = await response.clone().json();
+    const { code } = await response.clone().json().catch(() => ({}));
     login.ask(code);
   }
   return response;
@@ -96,9 +97,9 @@ function explain(error, settings) {
   );
 }
 
-const settings = await (await fetch("settings.json")).json();
-const login = new Login(settings.login);
 const place = document.querySelector("#panel");
+const settings = await loadSettings((trouble) => (place.textContent = trouble));
+const login = new Login(settings.login);
 await login.begin();
 try {
   await loadScript();

@@ -1,5 +1,7 @@
 // Light or dark: the system's choice until the user makes one.
 
+import { browserMemory } from "./memory.js";
+
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 export function currentTheme() {
@@ -13,8 +15,8 @@ export function setTheme(theme) {
   if (isChosen) root.dataset.theme = theme;
   else delete root.dataset.theme;
   try {
-    if (isChosen) localStorage.setItem("theme", theme);
-    else localStorage.removeItem("theme");
+    if (isChosen) browserMemory.setItem("theme", theme);
+    else browserMemory.removeItem("theme");
   } catch {
     // Storage is blocked: the choice lasts as long as the page.
   }

@@ -86,6 +86,20 @@ def test_words_that_are_dropped_are_left_to_the_browser(page: Page) -> None:
     assert not is_taken
 
 
+def test_a_file_that_is_dropped_where_nothing_takes_it_does_not_replace_the_page(page: Page) -> None:
+    is_kept = page.locator("#threads").evaluate(
+        """(list) => {
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File(["x"], "x.html"));
+            const drop = new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true });
+            list.dispatchEvent(drop);
+            return drop.defaultPrevented;
+        }"""
+    )
+    assert is_kept
+    expect(page.locator(".upload")).to_have_count(0)
+
+
 def test_nothing_is_sent_before_the_upload_is_over(page: Page, uploads: StandIn) -> None:
     uploads.upload_seconds = 0.7
     attach(page, PICTURE)

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import BrowserContext, Route, expect
+from playwright.sync_api import Browser, BrowserContext, Route, expect
 
 from browser.chat_page import Chat, new_chat
 from browser.process import Service, running
@@ -163,3 +163,16 @@ def test_a_lost_network_is_told_and_its_return_too(chat: Chat, browser_context: 
     chat.message.press("Enter")
     expect(chat.answer).to_contain_text("meanwhile")
     expect(chat.page.locator("article.user")).to_have_count(2)
+
+
+def test_a_browser_that_forbids_storage_still_chats(browser: Browser, service: Service) -> None:
+    context = browser.new_context()
+    forbidden = "get() { throw new DOMException('no', 'SecurityError') }"
+    for name in ("sessionStorage", "localStorage"):
+        context.add_init_script(f"Object.defineProperty(window, '{name}', {{ {forbidden} }})")
+    chat = new_chat(context, service.url).open()
+    chat.button("Dark").click()
+    chat.say("say it all the same")
+    expect(chat.answer).to_contain_text("it all the same")
+    assert chat.problems == []
+    context.close()
