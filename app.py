@@ -21,7 +21,7 @@ from starlette.routing import Route
 import metrics
 from agentmodule import AgentModule
 from answers import EXCEPTION_HANDLERS, Unforeseen, answer
-from attachments import Attachments
+from attachments import Attachments, media_type_of
 from auth import bearer_token
 from check import verifier_of
 from collector import quiet_collector
@@ -244,7 +244,7 @@ def require_local(request: Request) -> None:
 @asynccontextmanager
 async def read_json(request: Request) -> AsyncIterator[bytes]:
     """Yield the body, which no request may make longer than a message is; dictation brings its audio with it."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = media_type_of(request.headers.get("content-type", ""))
     if media_type != "application/json":
         raise Refused("unsupported_type", "The content-type must be application/json.")
     body, limit = bytearray(), MAX_BODY_BYTES

@@ -89,7 +89,7 @@ class Attachments(AttachmentStore[RequestContext]):
         """Set the announced bytes aside, and return the attachment with the link that they are to be sent to."""
         if not 0 < input.size <= self._max_bytes:
             raise _too_large(self._max_bytes) if input.size > 0 else Refused("bad_params", "The file is empty.")
-        attachment = self._new(input.name, input.mime_type, announced=input.size)
+        attachment = self._new(input.name, media_type_of(input.mime_type), announced=input.size)
         await self._store.reserve_attachment(attachment, input.size, self._max_storage_bytes, context)
         upload = AttachmentUploadDescriptor(
             url=AnyUrl(self._link("upload", attachment.id, UPLOAD_LINK_SECONDS, context)),
@@ -341,6 +341,11 @@ async def _chunks(data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             del waiting[:CHUNK_BYTES]
     if waiting:
         yield bytes(waiting)
+
+
+def media_type_of(declared: str) -> str:
+    """Return the media type without its parameters, `text/plain; charset=utf-8` say."""
+    return declared.partition(";")[0].strip().lower()
 
 
 def _require_type(beginning: bytes, mime_type: str) -> None:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from attachments import IMAGE_TYPES, Attachments
+from attachments import IMAGE_TYPES, Attachments, media_type_of
 from context import RequestContext
 from failures import Refused
 from sdk import encode
@@ -46,7 +46,7 @@ def file_routes(authenticate: Authenticate) -> list[Route]:
 
 async def upload_announced(request: Request) -> Response:
     context = await _open_link(request, "upload")
-    mime_type = request.headers.get("content-type", "").partition(";")[0].strip().lower() or None
+    mime_type = media_type_of(request.headers.get("content-type", "")) or None
     data = (chunk async for chunk in request.stream() if chunk)
     await _attachments(request).receive_announced(request.path_params["id"], mime_type, data, context)
     return Response(b"{}", media_type="application/json")
@@ -204,12 +204,9 @@ class _Parts:
     def _begin_part(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         if options.get(b"name") == b"file" and self.file is None:
-            mime_type = self._headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            declared = self._headers.get(b"content-type", b"").decode("ascii", errors="replace")
             self._in_file = True
-            self.file = (
-                _file_name(options.get(b"filename", b"")),
-                mime_type.decode("ascii", errors="replace"),
-            )
+            self.file = _file_name(options.get(b"filename", b"")), media_type_of(declared)
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file:

@@ -152,6 +152,12 @@ def test_what_a_model_cannot_read_is_named_in_words_also_when_it_is_gone(client:
     assert "has been deleted" in model.asked[-1].body["input"][0]["content"][1]["text"]
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("declared", ["text/plain;charset=utf-8", "Text/Plain"])
+def test_a_type_is_taken_with_parameters_and_in_any_case(client: Client, strategy: str, declared: str) -> None:
+    assert upload(client, strategy, "a.txt", b"abc", declared)["mime_type"] == "text/plain"
+
+
 def test_a_file_that_a_message_names_twice_is_sent_once(client: Client, model: StandIn) -> None:
     text = upload(client, "direct", "a.txt", b"abc", "text/plain")
     events = client.create("Read", attachments=[text["id"]] * 3)
