@@ -202,7 +202,9 @@ def test_a_retry_of_an_earlier_message_removes_the_files_of_later_ones(
 
 def test_twenty_megabytes_go_up_without_being_in_memory(tmp_path: Path) -> None:
     size = 20_000_000
-    with process(tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1") as client:
+    with process(
+        tmp_path, through=["env"], OPENAI_BASE_URL="http://127.0.0.1:9/v1"
+    ) as client:  # a fork shares its parent's memory
         upload(client, "direct", "warm.txt", b"x" * 600_000, "text/plain")
         status = Path(f"/proc/{client.process.pid}/status")
 
