@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import chatkitlogger  # noqa: F401 (before all else of ChatKit)
+from collector import quiet_collector  # before the SDKs
 
 # isort: split
 from chatkit.server import StreamingResult
@@ -24,7 +25,6 @@ from answers import EXCEPTION_HANDLERS, Unforeseen, answer
 from attachments import Attachments, media_type_of
 from auth import bearer_token
 from check import verifier_of
-from collector import quiet_collector
 from context import LOCAL_USER, RequestContext
 from conversations import Quota, QuotaExceeded
 from dictation import Dictation
