@@ -293,12 +293,15 @@ def process(
         started.wait()
 
 
+NOT_FORKED = {"WORKERS", "PYTHONPATH", "LD_PRELOAD"}
+
+
 def _start(
     directory: Path, arguments: Sequence[str], through: Sequence[str], stdin: int, stderr: int, environ: dict[str, str]
 ) -> subprocess.Popen[bytes] | Forked:
-    """Fork it where nothing stands against it: other circumstances, a terminal, processes of its own."""
+    """Fork it where nothing stands against it: other circumstances, modules or libraries, processes of its own."""
     environ = {"PATH": os.environ["PATH"], "PORT": "0", **environ}
-    if not (through or arguments or stdin != subprocess.DEVNULL or "WORKERS" in environ):
+    if not (through or arguments or stdin != subprocess.DEVNULL or environ.keys() & NOT_FORKED):
         with open(os.devnull, "rb") as nothing:
             return Forked(directory, arguments, environ, (nothing.fileno(), stderr, stderr))
     return subprocess.Popen(

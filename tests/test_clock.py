@@ -1,6 +1,7 @@
 """A wall clock that jumps while the service runs: deadlines do not follow it, and no thread waits for it."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,10 @@ def running(model: StandIn, tmp_path: Path, clock: Clock) -> Iterator[Process]:
     quota = {"TURNS_PER_MINUTE": "9", "CONCURRENT_TURNS_PER_USER": "2", "TURN_TIMEOUT_SECONDS": "120"}
     variables = probing(model, tmp_path / "chatkit.db") | quota | clock.environ()
     with process(tmp_path, **variables) as running:
-        running.create()
+        clock.set(HOUR)
+        [created] = [event["thread"] for event in running.create() if event["type"] == "thread.created"]
+        assert datetime.fromisoformat(created["created_at"]) - datetime.now(UTC) > timedelta(minutes=59)
+        clock.set(0)
         yield running
 
 
