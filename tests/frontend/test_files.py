@@ -50,6 +50,11 @@ def test_all_versions_are_exact() -> None:
     assert [version for version in versions if not re.fullmatch(r"\d+\.\d+\.\d+", version)] == []
 
 
+@pytest.mark.parametrize("ignoring", [".gitignore", ".dockerignore"])
+def test_no_file_of_settings_but_the_example_is_committed_or_built_into_an_image(ignoring: str) -> None:
+    assert ".env*" in (FRONTEND / ignoring).read_text(encoding="utf-8").splitlines()
+
+
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
@@ -70,6 +75,7 @@ def test_the_services_example_explains_every_setting_and_changes_none(monkeypatc
     files = {"OPENAI_API_KEY_FILE", "DATABASE_URL_FILE"}
     assert variables(text).keys() == {field.name.upper() for field in fields(Settings)} | aliases | files
     assert unexplained(text) == []
+    assert "this release" not in text
     for name in variables(text):
         monkeypatch.delenv(name, raising=False)
     assert Settings.from_environ(load_environ(example)) == Settings()
