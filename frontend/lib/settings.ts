@@ -15,10 +15,11 @@ export interface AuthSettings {
   database: string;
 }
 
+/** Throws an error that says what to set. */
 export function publicSettings(): PublicSettings {
   return {
-    apiUrl: address(env.NEXT_PUBLIC_API_URL, "http://127.0.0.1:8000"),
-    authUrl: address(env.NEXT_PUBLIC_AUTH_URL, authUrl()),
+    apiUrl: address("NEXT_PUBLIC_API_URL", env.NEXT_PUBLIC_API_URL, "http://127.0.0.1:8000"),
+    authUrl: address("NEXT_PUBLIC_AUTH_URL", env.NEXT_PUBLIC_AUTH_URL, authUrl()),
     domainKey: env.NEXT_PUBLIC_CHATKIT_DOMAIN_KEY || "localhost-dev",
   };
 }
@@ -33,9 +34,13 @@ export function authSettings(): AuthSettings {
 }
 
 function authUrl(): string {
-  return address(env.BETTER_AUTH_URL, "http://localhost:3000");
+  return address("BETTER_AUTH_URL", env.BETTER_AUTH_URL, "http://localhost:3000");
 }
 
-function address(value: string | undefined, otherwise: string): string {
-  return (value || otherwise).replace(/\/+$/, "");
+function address(name: string, value: string | undefined, otherwise: string): string {
+  const url = value || otherwise;
+  if (!/^https?:\/\//.test(url) || !URL.canParse(url)) {
+    throw new Error(`${name} must be an address that begins with http:// or https://; it is ${url}.`);
+  }
+  return url.replace(/\/+$/, "");
 }
