@@ -9,27 +9,34 @@ export function SignInForm({ authUrl }: { authUrl: string }) {
   const [isBusy, setIsBusy] = useState(false);
   const [problem, setProblem] = useState("");
 
+  const NO_ANSWER = `The sign-in service does not answer at ${authUrl}. Try again in a moment.`;
+
   async function submit(event: FormEvent<HTMLFormElement>) {
     event.preventDefault();
     const form = new FormData(event.currentTarget);
     const [name, email, password] = ["name", "email", "password"].map((field) => String(form.get(field) ?? ""));
     setIsBusy(true);
     setProblem("");
-    const { error } = isNew
-      ? await authClient.signUp.email({ name, email, password })
-      : await authClient.signIn.email({ email, password });
-    if (!error) {
-      location.assign("/chat"); // loaded anew: nothing of an earlier user is left in memory
-      return;
+    try {
+      const { error } = isNew
+        ? await authClient.signUp.email({ name, email, password })
+        : await authClient.signIn.email({ email, password });
+      if (!error) {
+        location.assign("/chat"); // loaded anew: nothing of an earlier user is left in memory
+        return;
+      }
+      setProblem(error.message || NO_ANSWER);
+    } catch {
+      setProblem(NO_ANSWER);
     }
-    setProblem(error.message || "The sign-in service does not answer. Try again in a moment.");
     setIsBusy(false);
   }
 
   return (
     <main className="sign-in">
       <h1>{isNew ? "Sign up" : "Sign in"}</h1>
-      <form onSubmit={submit}>
+      {/* `post`, so that a form sent before the scripts run does not put the password into the address. */}
+      <form method="post" onSubmit={submit}>
         {isNew && (
           <label>
             Name <input name="name" autoComplete="name" required />
