@@ -18,14 +18,15 @@ export class NoAnswer extends Error {
 /**
  * Return a `fetch` that adds a token of Better Auth to requests to the chat service, and to no others.
  *
- * A token that the service refuses is renewed once. Throws `NotSignedIn` and `NoAnswer`, whose messages are for users.
+ * A token that the service refuses is renewed once, and tokens of anybody else than the user are not used: another may have
+ * signed in in the same browser. Throws `NotSignedIn` and `NoAnswer`, whose messages are for users.
  */
-export function fetchWithToken(apiUrl: string, authUrl: string): typeof fetch {
+export function fetchWithToken(apiUrl: string, authUrl: string, userId: string): typeof fetch {
   const apiOrigin = new URL(apiUrl).origin;
   let token: Promise<string> | undefined; // one for all requests, and one renewal for all that were refused
 
   function ask(): Promise<string> {
-    const asked = requestToken(authUrl);
+    const asked = requestToken(authUrl, userId);
     asked.catch(() => {
       if (token === asked) token = undefined;
     });
@@ -56,11 +57,17 @@ export function fetchWithToken(apiUrl: string, authUrl: string): typeof fetch {
   };
 }
 
-async function requestToken(authUrl: string): Promise<string> {
+async function requestToken(authUrl: string, userId: string): Promise<string> {
   const asked = fetch(`${authUrl}/api/auth/token`, { credentials: "include", cache: "no-store" });
   const response = await asked.catch(() => undefined);
   if (response?.status === 401) throw new NotSignedIn();
   if (!response?.ok) throw new NoAnswer("The sign-in service does not answer. Try again in a moment.");
   const { token } = (await response.json()) as { token: string };
+  if (userOf(token) !== userId) throw new NotSignedIn();
   return token;
+}
+
+function userOf(token: string): unknown {
+  const payload = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"); // RFC 7515: base64url
+  return JSON.parse(atob(payload)).sub;
 }

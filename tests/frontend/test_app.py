@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
-from frontend.app import PANEL_SCRIPT, SECRET, Visitor, answer_once, free_port, started
+from frontend.app import PANEL_SCRIPT, PASSWORD, SECRET, App, Visitor, answer_once, free_port, started
 from frontend.conftest import NewVisitor
 from settings import Settings
 
@@ -18,6 +18,11 @@ LIST = {"type": "threads.list", "params": {}}
 
 def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
+
+
+def refused_token(visitor: Visitor) -> str:
+    """Return a token of the visitor's that the service does not take."""
+    return visitor.token().rpartition(".")[0] + ".bm90IHNpZ25lZA"
 
 
 def answer(visitor: Visitor) -> Any:
@@ -38,6 +43,32 @@ def test_who_is_not_signed_in_gets_the_sign_in_page_and_no_chat(nobody: Visitor,
 def test_a_wrong_password_is_said_to_be_wrong(nobody: Visitor, alices_cookies: Any) -> None:
     nobody.sign_in("Alice", "another password")
     expect(nobody.alert).to_have_text("Invalid email or password")
+
+
+def test_a_password_is_never_in_the_address_even_before_the_pages_scripts_run(browser: Browser, app: App) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    visitor = Visitor(context, app)
+    visitor.sign_in("Alice")
+    visitor.page.wait_for_load_state()
+    assert PASSWORD.split()[-1] not in visitor.page.url
+    expect(visitor.page.get_by_role("heading", name="Sign in")).to_be_visible()
+    context.close()
+
+
+def test_signing_in_where_nothing_answers_can_be_tried_again(nobody: Visitor, alices_cookies: Any) -> None:
+    nobody.page.route("**/api/auth/sign-in/**", lambda route: route.abort())
+    nobody.sign_in("Alice")
+    expect(nobody.alert).to_contain_text(f"The sign-in service does not answer at {nobody.app.url}.")
+    nobody.page.unroute("**/api/auth/sign-in/**")
+    nobody.press("Sign in")
+    nobody.wait_for_panel()
+
+
+def test_signing_out_where_nothing_answers_says_that_one_is_still_signed_in(alice: Visitor) -> None:
+    alice.open_chat()
+    alice.page.route("**/api/auth/sign-out", lambda route: route.abort())
+    alice.press("Sign out")
+    expect(alice.alert).to_contain_text("You are still signed in")
 
 
 # --- chatting -----------------------------------------------------------------------------------------------------
@@ -160,7 +191,7 @@ def test_an_expired_token_is_renewed_without_the_user_seeing_it(alice: Visitor) 
 
 def test_requests_that_are_refused_together_share_one_renewal(alice: Visitor) -> None:
     alice.open_chat()
-    asked = answer_once(alice, "**/api/auth/token", json={"token": "of.no.use"})
+    asked = answer_once(alice, "**/api/auth/token", json={"token": refused_token(alice)})
     answers = alice.panel.evaluate("panel => Promise.all([1, 2, 3].map(() => panel.ask('threads.list')))")
     assert len(answers) == 3
     assert len(asked) == 2
@@ -199,6 +230,22 @@ def test_signing_out_in_one_tab_ends_the_chat_in_the_others(nobody: Visitor, ali
     nobody.open_chat()
     nobody.press("Sign out")
     expect(first).to_have_url(f"{nobody.app.url}/sign-in")
+
+
+@pytest.mark.parametrize("path", ["/chat", "/plain.html"])
+def test_a_page_takes_no_token_of_another_user_who_signs_in_in_the_same_browser(alice: Visitor, path: str) -> None:
+    alice.open_chat(path)
+    alice.do("ask('threads.list')")
+    other = {"name": "Olga", "email": f"olga{path[1:5]}@example.org", "password": PASSWORD}
+    address, origin = f"{alice.app.url}/api/auth/sign-up/email", {"origin": alice.app.url}
+    # From here on the cookie is Olga's, and the page has not noticed.
+    assert alice.page.request.post(address, data=other, headers=origin).ok
+    cors = {"access-control-allow-origin": "*"}
+    answer_once(alice, f"{alice.app.service_url}/chatkit", status=401, json={}, headers=cors)
+    alice.say("ALICE'S SECRET: cite")
+    expect(alice.panel).to_have_text("Problem: You are signed out. Sign in and send your message again.")
+    olgas = alice.page.request.post(f"{alice.app.service_url}/chatkit", data=LIST, headers=bearer(alice.token()))
+    assert olgas.json()["data"] == []
 
 
 def test_a_second_user_sees_nothing_of_the_first_ones(alice: Visitor, new_visitor: NewVisitor) -> None:
@@ -260,12 +307,14 @@ def test_a_service_that_does_not_answer_is_explained_until_it_does(alice: Visito
     expect(notice).to_be_hidden()
 
 
-def test_a_sign_in_service_that_does_not_answer_is_explained(alice: Visitor) -> None:
-    alice.open_chat()
+@pytest.mark.parametrize("path", ["/chat", "/plain.html"])
+def test_a_sign_in_service_that_does_not_answer_is_explained(alice: Visitor, path: str) -> None:
+    alice.open_chat(path)
+    notice = alice.alert if path == "/chat" else alice.page.get_by_role("status")
     alice.page.route("**/api/auth/token", lambda route: route.abort())
     alice.say("Cite your sources")
     expect(alice.panel).to_have_text("Problem: The sign-in service does not answer. Try again in a moment.")
-    expect(alice.alert).to_have_text("The sign-in service does not answer. Try again in a moment.")
+    expect(notice).to_have_text("The sign-in service does not answer. Try again in a moment.")
 
 
 def test_a_request_that_the_user_stops_is_no_problem(alice: Visitor) -> None:
@@ -291,17 +340,27 @@ def test_the_panels_script_is_asked_for_by_the_page_itself(nobody: Visitor) -> N
     assert re.search(rf'<script src="{re.escape(PANEL_SCRIPT)}" async=""></script>', head)
 
 
-def test_a_server_without_a_secret_says_what_to_set(built: Path, tmp_path: Path) -> None:
-    with started(built, tmp_path, PORT=str(free_port()), BETTER_AUTH_SECRET=SECRET[:31]) as (process, log):
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("BETTER_AUTH_SECRET", SECRET[:31], "BETTER_AUTH_SECRET must be set"),
+        ("NEXT_PUBLIC_API_URL", "localhost:8000", "NEXT_PUBLIC_API_URL must be an address that begins with http://"),
+    ],
+)
+def test_a_server_that_cannot_read_a_setting_says_what_to_set(
+    built: Path, tmp_path: Path, name: str, value: str, said: str
+) -> None:
+    environ = {"BETTER_AUTH_SECRET": SECRET, "AUTH_DATABASE": str(tmp_path / "auth.db"), name: value}
+    with started(built, tmp_path, PORT=str(free_port()), **environ) as (process, log):
         assert process.wait(60) == 1
-        assert "BETTER_AUTH_SECRET must be set" in log.read_text(encoding="utf-8")
+        assert said in log.read_text(encoding="utf-8")
 
 
 # --- without React ------------------------------------------------------------------------------------------------
 
 
 def test_the_page_without_react_chats_and_renews_its_token(alice: Visitor) -> None:
-    asked = answer_once(alice, "**/api/auth/token", json={"token": "of.no.use"})
+    asked = answer_once(alice, "**/api/auth/token", json={"token": refused_token(alice)})
     alice.open_chat("/plain.html")
     alice.say("What time is it on my page?")
     expect(alice.panel).to_contain_text('Your page has answered: {"time":')

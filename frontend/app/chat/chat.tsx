@@ -26,7 +26,7 @@ export function Chat({ settings, user, thread }: ChatProps) {
   }, [isSomebodyElse]);
 
   async function signOut() {
-    const { error } = await authClient.signOut();
+    const { error } = await authClient.signOut().catch((error) => ({ error }));
     if (error) setProblem("You are still signed in: the sign-in service does not answer. Try again in a moment.");
     else location.assign("/sign-in"); // loaded anew: the token is forgotten with the page
   }
@@ -38,7 +38,7 @@ export function Chat({ settings, user, thread }: ChatProps) {
         <button onClick={signOut}>Sign out</button>
       </header>
       {problem && <p role="alert">{problem}</p>}
-      {!isSomebodyElse && <Panel settings={settings} thread={thread} />}
+      {!isSomebodyElse && <Panel settings={settings} userId={user.id} thread={thread} />}
     </div>
   );
 }

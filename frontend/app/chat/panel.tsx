@@ -12,14 +12,15 @@ const PATIENCE_SECONDS = 10;
 
 interface PanelProps {
   settings: PublicSettings;
+  userId: string;
   thread: string | null;
 }
 
-export function Panel({ settings, thread }: PanelProps) {
+export function Panel({ settings, userId, thread }: PanelProps) {
   const [theme, setTheme] = useTheme();
   const [problem, setProblem] = useState<Error>();
   const [state, setState] = useState<"loading" | "ready" | "missing">("loading");
-  const [withToken] = useState(() => fetchWithToken(settings.apiUrl, settings.authUrl));
+  const [withToken] = useState(() => fetchWithToken(settings.apiUrl, settings.authUrl, userId));
   const page = { fetch: noticing, setTheme, theme, thread };
 
   async function noticing(...request: Parameters<typeof fetch>): Promise<Response> {
