@@ -36,7 +36,8 @@ def url(machine: Machine, running_model: StandIn) -> str:
     copy_code(ROOT, machine.root / "opt" / "chatkit-0.1.0")
     socket_unit = machine.root / "opt/chatkit-0.1.0/deploy/chatkit.socket"
     socket_unit.write_text(socket_unit.read_text().replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
-    environ = f"OPENAI_BASE_URL={running_model.url}\nTURNS_PER_MINUTE=0\nCONCURRENT_TURNS_PER_USER=0\n"
+    environ = f"OPENAI_BASE_URL={running_model.url}\nOPENAI_DEFAULT_MODEL=stand-in\n"
+    environ += "TURNS_PER_MINUTE=0\nCONCURRENT_TURNS_PER_USER=0\n"
     assert re.fullmatch(r"([A-Z_]+=\S+\n)+", settings)
     files = {"environment": environ, "openai_api_key": KEY}
     machine.run("install -d -m 700 /etc/chatkit /etc/systemd/system/chatkit.service.d")
@@ -96,11 +97,28 @@ def test_a_release_is_put_in_place_while_people_talk(machine: Machine, url: str,
 
 def test_the_other_commands_run_as_the_service_does(machine: Machine, client: Client) -> None:
     client.create("Hello")
-    sections = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    [commands] = [block for block in blocks_of(sections) if block.startswith("chatkit()")]
-    answer = machine.run(commands)
+    answer = machine.run(commands())
     assert "ok     database: SQLite" in answer
     assert re.search(r"^[-\d]{10} +local ", answer, re.MULTILINE)
+
+
+def test_the_other_commands_reach_a_database_that_is_named_in_a_secret(machine: Machine, client: Client) -> None:
+    dropin = machine.root / "etc/systemd/system/chatkit.service.d/secrets.conf"
+    before = dropin.read_text(encoding="utf-8")
+    (machine.root / "etc/chatkit/database_url").write_text("sqlite:////var/lib/chatkit/named.db")
+    more = "LoadCredential=database_url:/etc/chatkit/database_url\nEnvironment=DATABASE_URL_FILE=%d/database_url\n"
+    dropin.write_text(before + more, encoding="utf-8")
+    try:
+        machine.run(commands().partition("chatkit check")[0] + "chatkit migrate")
+    finally:
+        dropin.write_text(before, encoding="utf-8")
+    machine.run("test -f /var/lib/private/chatkit/named.db")
+
+
+def commands() -> str:
+    sections = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    [found] = [block for block in blocks_of(sections) if block.startswith("chatkit()")]
+    return found
 
 
 def test_settings_that_are_refused_do_not_start_it_over_and_over(machine: Machine, client: Client) -> None:
