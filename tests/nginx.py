@@ -34,9 +34,10 @@ def nginx(folder: Path, ports: Sequence[int]) -> Iterator[str]:
     temporary = " ".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    user = "user root; " if os.getuid() == 0 else ""  # the folder is ours alone
     configuration = folder / "nginx.conf"
     configuration.write_text(
-        f"daemon off; pid {folder}/nginx.pid; error_log stderr; worker_processes 1; events {{}}\n"
+        f"{user}daemon off; pid {folder}/nginx.pid; error_log stderr; worker_processes 1; events {{}}\n"
         f"http {{ access_log off; {temporary}\n{block}}}\n"
     )
     with (folder / "nginx.log").open("wb") as log:

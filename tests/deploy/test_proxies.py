@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from conftest import probing
 from deploy.proxies import PROXIES, proxy
+from nginx import nginx
 from service import (
     Client,
     errors_of,
@@ -226,6 +227,21 @@ def test_the_service_stands_under_a_prefix_that_the_proxy_strips(frontend: str, 
         for path in re.findall(r'(?:src|href)="([^"#:]+)"', page):
             assert under.http.get(f"/{path}").headers.get("x-request-id"), path
         assert under.http.get("/metrics").status_code == 404
+
+
+def test_the_readmes_nginx_before_replicas_keeps_the_port_lets_files_through_and_hides_the_figures(
+    behind: Client, tmp_path: Path
+) -> None:
+    port = int(behind.url.rpartition(":")[2])
+    with nginx(tmp_path, [port, port]) as url:
+        site = Client(url)
+        link = site.ask("attachments.create", {"name": "a.pdf", "size": LIMIT, "mime_type": "application/pdf"})
+        upload = link["upload_descriptor"]
+        assert upload["url"].startswith(f"{url}/attachments/")
+        data = b"%PDF-1.7\n" + bytes(LIMIT - 9)
+        put = site.http.request(upload["method"], upload["url"], content=data, headers=upload["headers"])
+        assert put.status_code < 300, put.text
+        assert FIGURES not in site.http.get("/metrics").text
 
 
 def test_what_a_stranger_says_of_where_it_comes_from_is_not_believed(model: StandIn, tmp_path: Path) -> None:
