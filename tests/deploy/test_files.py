@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_compose_mounts_files_that_are_there(compose: dict[str, Any]) -> None:
     for upstreams in ("nginx-upstreams.conf", "compose-upstreams.conf"):
         names = re.findall(r"^upstream (\w+)", (ROOT / "deploy" / upstreams).read_text(encoding="utf-8"), re.MULTILINE)
         assert names == ["chatkit", "frontend"]
+
+
+def test_compose_restarts_what_nginx_has_looked_up_at_the_same_address(compose: dict[str, Any]) -> None:
+    [config] = compose["networks"]["default"]["ipam"]["config"]
+    upstreams = (ROOT / "deploy" / "compose-upstreams.conf").read_text(encoding="utf-8")
+    names = re.findall(r"server (\w+):", upstreams)
+    addresses = {compose["services"][name]["networks"]["default"]["ipv4_address"] for name in names}
+    assert len(addresses) == len(names) == 2
+    assert all(ip_address(address) in ip_network(config["subnet"]) for address in addresses)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
