@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -49,6 +49,7 @@ class SQLiteFile:
         """Open the file, made and migrated where needed, and close it in the end."""
         if sqlite3.sqlite_version_info < (3, 35):
             raise IncompatibleDatabase(f"SQLite 3.35 or newer is needed; this Python has {sqlite3.sqlite_version}.")
+        _make_for_its_owner(path)
         async with _connection(path) as writer, _connection(path) as reader:
             await _on_thread(writer, lambda db: _prepare(db, migrations))
             await _on_thread(reader, lambda db: db.execute("PRAGMA query_only = ON"))
@@ -147,6 +148,12 @@ def _identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _make_for_its_owner(path: str) -> None:
+    """Make the file where there is none, so that nobody else on the machine can read it, nor those that SQLite adds."""
+    with suppress(OSError):  # it is there, or SQLite says what is wrong
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import stat
 import threading
 from pathlib import Path
 
@@ -55,6 +56,16 @@ async def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match=r"nowhere/chatkit\.db"):
         async with open_store(f"sqlite:///{tmp_path}/nowhere/chatkit.db"):
             pass
+
+
+async def test_only_its_owner_can_read_a_new_file_and_the_mode_of_one_that_is_there_stays(file: Path) -> None:
+    async with open_store(f"sqlite:///{file}") as store:
+        await make_thread(store)
+        made = {each.name: stat.S_IMODE(each.stat().st_mode) for each in file.parent.iterdir()}
+    assert made == dict.fromkeys(["chatkit.db", "chatkit.db-wal", "chatkit.db-shm"], 0o600)
+    file.chmod(0o640)
+    async with open_store(f"sqlite:///{file}"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
 async def test_every_commit_reaches_the_disk(file: Path) -> None:
