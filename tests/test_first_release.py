@@ -1,7 +1,9 @@
 """A database that the first release made is one for this release too: opened, read and gone on with."""
 
+import asyncio
 import sqlite3
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from chatkit.types import LockedStatus
 from conftest import probing
 from context import RequestContext
 from conversations import STOPPED, ConversationStore
+from copying import copy
 from first_release import DUMP, FILE, SCHEMA, USER
 from service import errors_of, fold, service, text_of
 from sqlite import SQLiteFile
@@ -42,8 +45,18 @@ async def test_the_schema_of_the_first_release_stays_as_it_was(database: Path, t
 
 
 @pytest.mark.anyio
-async def test_it_is_migrated_and_all_that_is_in_it_can_be_read(database: Path) -> None:
+@pytest.mark.parametrize("restored", [False, True], ids=["as it was", "backed up and restored"])
+async def test_it_is_migrated_and_all_that_is_in_it_can_be_read(database: Path, restored: bool) -> None:
     context = RequestContext(USER)
+    if restored:
+        async with open_store(f"sqlite:///{database}"):
+            pass
+        files = [
+            f"sqlite:///{path}" for path in (database, database.with_name("backup.db"), database.with_name("b.db"))
+        ]
+        for source, target in pairwise(files):
+            await asyncio.to_thread(copy, source, target, "", print)
+        database = database.with_name("b.db")
     async with open_store(f"sqlite:///{database}") as store:
         threads = (await store.load_threads(10, None, "desc", context)).data
         assert {thread.id: thread.title for thread in threads} == {
