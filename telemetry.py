@@ -128,7 +128,7 @@ def _line(notes: RequestNotes, scope: Scope, key: bytes) -> dict[str, Any]:
     fields = {
         "operation": notes.operation or f"{scope['method']} {getattr(scope.get('route'), 'path', 'elsewhere')}",
         "user": None if notes.user_id is None else pseudonym(notes.user_id, key),
-        "thread": notes.thread_id if re.fullmatch(r"[\w.:-]{1,100}", notes.thread_id or "", re.ASCII) else None,
+        "thread": notes.thread_id if re.fullmatch("thr_[0-9a-f]{32}", notes.thread_id or "") else None,
         "status": notes.status,
         "first_byte_seconds": notes.seconds_to(notes.first_byte_at),
         "first_token_seconds": notes.seconds_to(notes.first_token_at),

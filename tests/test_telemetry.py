@@ -178,6 +178,12 @@ def test_the_line_says_how_it_went(client: Client, model: StandIn, log: Log, cas
     assert log.request(answer.headers["x-request-id"])["outcome"] == outcome
 
 
+def test_what_a_client_calls_a_thread_is_logged_only_where_it_could_be_one(client: Client, log: Log) -> None:
+    for name in ("alice.smith-bought-a-ring", "thr_" + "0" * 33, "thr_" + "0" * 32):
+        answer = client.post("threads.get_by_id", {"thread_id": name})
+        assert log.request(answer.headers["x-request-id"]).get("thread") == (name if len(name) == 36 else None)
+
+
 def test_a_turn_whose_client_went_was_stopped(client: Client, model: StandIn, log: Log) -> None:
     model.will(Say("an answer without an end " * 100, gap=0.05))
     with client.streaming("threads.create", {"input": message("Hello")}) as events:
