@@ -71,6 +71,8 @@ def bearer_token(authorization_headers: Sequence[str]) -> str:
         raise TokenMissing
     if len(authorization_headers) > 1:
         raise InvalidToken("there are several Authorization headers")
+    if len(authorization_headers[0]) > len("Bearer ") + MAX_TOKEN_CHARACTERS:  # unread: reading it is what costs
+        raise InvalidToken(f"it is longer than {MAX_TOKEN_CHARACTERS} characters")
     scheme, _, rest = authorization_headers[0].partition(" ")
     if scheme.lower() != "bearer":
         raise TokenMissing

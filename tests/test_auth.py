@@ -811,6 +811,4 @@ async def test_no_attack_costs_much_more_than_a_good_token(
     print("attacks, in good EdDSA tokens:")
     for name, cost in sorted(costs.items(), key=lambda each: -each[1]):
         print(f"  {cost / good['EdDSA']:6.2f}  {name}")
-    big = {name for name in costs if "10 MB" in name}
-    assert max(cost for name, cost in costs.items() if name not in big) < 10 * max(good.values())
-    assert max(costs[name] for name in big) < 100_000
+    assert max(costs.values()) < 20 * good["EdDSA"]

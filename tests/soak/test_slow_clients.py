@@ -8,14 +8,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from conftest import LONG, probing
+from conftest import probing
 from connections import Connection
 from service import eventually, process
 from sockets import UNREAD_SECONDS
 from standin import StandIn
 from test_hostile import BEGUN, all_from, connect, descriptors, drip, unharmed
 
-pytestmark = pytest.mark.skipif(not LONG, reason="takes minutes")
+pytestmark = pytest.mark.soak
 
 
 def test_a_client_that_sends_a_byte_a_second_is_given_up_within_half_a_minute(model: StandIn, tmp_path: Path) -> None:
