@@ -11,6 +11,7 @@ from browser.chat_page import Chat, new_chat
 from browser.process import Service, running
 from browser.standin import NOW, standing_in
 from page import PageSettings
+from service import eventually
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_a_reload_in_the_middle_of_an_answer_shows_what_was_kept(chat: Chat, ser
     expect(chat.answer).to_contain_text("word5")
     chat.page.reload()
     expect(chat.answer).to_contain_text("word5")
-    chat.page.wait_for_timeout(500)
+    eventually(lambda: service.items(chat.thread_id)[-1]["type"] == "assistant_message", 10, "the end of the turn")
     stored = service.items(chat.thread_id)
     expect(chat.answer.locator(".markdown")).to_have_text(stored[-1]["content"][0]["text"].strip())
     chat.button("Answer again").click()
@@ -91,6 +92,7 @@ def test_a_message_to_a_service_that_is_away_waits_in_the_field(
     assert len(mortal.items(chat.thread_id)) == 2
     chat.message.press("Enter")
     expect(chat.answer).to_contain_text("after")
+    expect(chat.stop).to_be_hidden()
     assert len(mortal.items(chat.thread_id)) == 4
 
 

@@ -4,6 +4,7 @@ from playwright.sync_api import expect
 
 from browser.chat_page import Chat, posted
 from browser.process import Service
+from service import eventually
 
 
 def test_markdown_is_drawn_while_it_streams_and_when_it_is_loaded(chat: Chat) -> None:
@@ -43,8 +44,8 @@ def test_code_and_answers_are_copied_as_they_were_written(chat: Chat) -> None:
     read = "navigator.clipboard.readText()"
     assert chat.page.evaluate(read) == 'print("hello <world>")'
     chat.button("Copy answer").click()
-    chat.page.wait_for_timeout(100)
-    assert chat.page.evaluate(read).startswith("# A heading\n\nSome **bold**")
+    copied = "# A heading\n\nSome **bold**"
+    eventually(lambda: chat.page.evaluate(read).startswith(copied), 10, "a copy of the answer")
 
 
 def test_stop_keeps_what_was_said(chat: Chat, service: Service) -> None:
@@ -68,6 +69,7 @@ def test_an_answer_can_be_had_again(chat: Chat, service: Service) -> None:
     chat.button("Answer again").click()
     expect(chat.page.locator(f'[data-item="{before}"]')).to_have_count(0)
     expect(chat.answer).to_contain_text("once")
+    expect(chat.stop).to_be_hidden()  # and so it is stored
     assert len(service.items(chat.thread_id)) == 2
 
 
