@@ -2,7 +2,8 @@
 
 It makes a virtual environment and installs the locked packages, and, where it is root on a Debian system, what the
 tests need of the system; elsewhere it names that and fails. With `--newest` the packages are the newest releases that
-pyproject.toml allows, in an environment of their own, to see drift coming.
+pyproject.toml allows, in an environment of their own, to see drift coming. The whole suite runs in two processes, a
+file of tests in one of them; what the arguments name, and the long form, runs in one.
 """
 
 import os
@@ -38,6 +39,8 @@ SOAK = {
 }
 """The same, for those tests that run with SOAK=1 only."""
 
+SIDE_BY_SIDE = ["--numprocesses=2", "--dist=loadfile"]
+
 NODE = ["frontend", "tests/betterauth"]
 """Folders whose packages npm installs."""
 
@@ -48,11 +51,13 @@ NODE_VERSION = (20, 9)
 def main(arguments: list[str]) -> int:
     newest = "--newest" in arguments
     arguments = [argument for argument in arguments if argument != "--newest"]
-    install_system_packages({**SYSTEM, **SOAK} if os.environ.get("SOAK") == "1" else SYSTEM)
+    soak = os.environ.get("SOAK") == "1"
+    install_system_packages({**SYSTEM, **SOAK} if soak else SYSTEM)
     python = install_python_packages(newest=newest)
     choose_node(python)
     install_node_packages()
-    return subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT, check=False).returncode
+    how = arguments if arguments or soak else SIDE_BY_SIDE
+    return subprocess.run([python, "-m", "pytest", *how], cwd=ROOT, check=False).returncode
 
 
 def install_python_packages(*, newest: bool) -> Path:
