@@ -32,7 +32,7 @@ from provider import letters_in, model_name, usage_of, with_reasoning_kept
 from sdk import OwnIds, StreamedContext
 from telemetry import note_first_token
 from titles import title_by_model
-from toolservers import ToolServers
+from toolservers import ToolServers, with_tools_of
 from turn import Events
 from turns import Turns
 
@@ -66,7 +66,7 @@ class AgentRuns:
         async with self._tool_servers.for_turn(context) as servers:
             agent = await self._make_agent(context)
             if servers:
-                agent = agent.clone(mcp_servers=[*agent.mcp_servers, *servers])
+                agent = await with_tools_of(servers, agent)
             async with aclosing(self._run(agent, thread, message, context)) as events:
                 async for event in events:
                     yield event

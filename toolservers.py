@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from agents import RunContextWrapper
+from agents import Agent, RunContextWrapper
 from agents.exceptions import UserError
 from agents.mcp import MCPServer, MCPServerManager, MCPServerStreamableHttp, MCPServerStreamableHttpParams
 from agents.mcp.util import MCPToolMetaContext
@@ -185,6 +185,22 @@ class _Watched(MCPServerStreamableHttp):
                 return self.session is not None and bool(await self.session.list_tools())
         except Exception:  # the MCP library's own, whatever the server did
             return False
+
+
+async def with_tools_of(servers: Sequence[MCPServer], agent: Agent[Any]) -> Agent[Any]:
+    """Return the agent with these servers' tools, too.
+
+    Where a name is there twice the Agents SDK (0.24) would refuse to run: then each tool of a server is offered under
+    a name that has its server's in it.
+    """
+    servers = [*agent.mcp_servers, *servers]
+    names = [tool.name for tool in agent.tools]
+    for server in servers:
+        names += [tool.name for tool in await server.list_tools()]
+    config = agent.mcp_config.copy()
+    if len(names) > len({*names}):
+        config["include_server_in_tool_names"] = True
+    return agent.clone(mcp_servers=servers, mcp_config=config)
 
 
 async def tool_names(url: str) -> list[str]:

@@ -113,6 +113,22 @@ def test_a_servers_tools_are_called_shown_as_tasks_and_remembered(
     assert "42" in result_of_last_call(model)
 
 
+def test_tools_that_two_servers_name_alike_are_told_apart(
+    tmp_path: Path, tools: ToolServerProcess, model: StandIn
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        second = ToolServerProcess(free.getsockname()[1])
+    urls = f"{tools.url},{second.url}"
+    with second, service(**probing(model, tmp_path / "chatkit.db", MCP_SERVER_URL=urls)) as client:
+        assert not errors_of(client.create("Hello"))
+        named = sorted(name for name in tool_names(model) if "add" in name)
+        assert named == sorted(f"mcp_127_0_0_1_{each.port}__add" for each in (tools, second))
+        model.will(Call(named[1], {"a": 20, "b": 22}))
+        client.create("Add them")
+        assert "42" in result_of_last_call(model)
+
+
 def test_the_server_is_told_who_asks_and_no_token(tools: ToolServerProcess, client: Client, model: StandIn) -> None:
     model.will(Call("who_asks"))
     client.create("Who am I?")
@@ -226,7 +242,7 @@ def test_a_server_that_dies_in_a_call_ends_the_turn_with_words_and_is_used_again
         tools.kill()
 
 
-@pytest.mark.parametrize("call", [Call("refuse"), Call("add", {"a": 1})], ids=str)
+@pytest.mark.parametrize("call", [Call("decline"), Call("add", {"a": 1})], ids=str)
 def test_a_call_that_fails_on_its_own_account_disturbs_nobody_elses(
     tools: ToolServerProcess, client: Client, model: StandIn, call: Call
 ) -> None:

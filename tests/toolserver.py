@@ -45,7 +45,7 @@ async def nap() -> str:
 
 
 @server.tool()
-async def refuse() -> str:
+async def decline() -> str:
     """Answer with an error of the protocol, as for a tool that is not there."""
     raise MCPError(INVALID_PARAMS, "not today")
 
