@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -17,6 +18,8 @@ from failures import log_failure
 log = logging.getLogger("service.turns")
 
 BUSY_WAIT_SECONDS = 5.0
+MAX_WAITING = 8
+"""Requests of a process that wait for one busy thread; more are refused at once."""
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 300.0
 """How often, and how long, the end of a turn is offered to a database that does not answer."""
@@ -28,6 +31,7 @@ class Leases:
     def __init__(self, store: ConversationStore, quota: Quota):
         self._store = store
         self._quota = quota
+        self._waiting: Counter[str] = Counter()
         self.giving_back: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -50,15 +54,24 @@ class Leases:
             raise
 
     async def _take(self, thread_id: str, context: RequestContext, new_thread: ThreadMetadata | None) -> RequestContext:
+        if self._waiting[thread_id] >= MAX_WAITING:
+            raise ThreadBusy(thread_id)
         deadline = asyncio.get_running_loop().time() + BUSY_WAIT_SECONDS
-        while True:
-            try:
-                lease = await self._store.acquire_lease(thread_id, context, quota=self._quota, new_thread=new_thread)
-                return replace(context, lease=lease)
-            except ThreadBusy:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(0.1)
+        self._waiting[thread_id] += 1
+        try:
+            while True:
+                try:
+                    lease = await self._store.acquire_lease(
+                        thread_id, context, quota=self._quota, new_thread=new_thread
+                    )
+                    return replace(context, lease=lease)
+                except ThreadBusy:
+                    if asyncio.get_running_loop().time() > deadline:
+                        raise
+                    await asyncio.sleep(0.1)
+        finally:
+            self._waiting[thread_id] -= 1
+            self._waiting += Counter()  # forgets those for whom nobody waits
 
     async def _give_back(self, thread_id: str, taking: asyncio.Task[RequestContext]) -> None:
         await asyncio.wait({taking})

@@ -60,14 +60,18 @@ class Turns:
         Raises `ThreadBusy` when there is none within five seconds, `QuotaExceeded` when the user, or the process, has
         enough turns already.
         """
+        self._require_room()
+        async with self._leases.taken(thread_id, context, new_thread) as leased:
+            self._require_room()  # who waited for a busy thread has taken none
+            self._opening += 1
+            try:
+                yield leased
+            finally:
+                self._opening -= 1
+
+    def _require_room(self) -> None:
         if self._max_turns and len(self._live) + self._opening >= self._max_turns:
             raise QuotaExceeded("max_turns", retry_after_seconds=5)
-        self._opening += 1
-        try:
-            async with self._leases.taken(thread_id, context, new_thread) as leased:
-                yield leased
-        finally:
-            self._opening -= 1
 
     def start(self, thread: ThreadMetadata, context: RequestContext, events: Events, present: Present) -> Turn:
         """Run the events of a thread whose lease the context has."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from clients import Stream
 from conftest import probing
-from service import Client, errors_of, eventually, service
+from leases import MAX_WAITING
+from service import Client, errors_of, eventually, service, thread_of
 from standin import Begin, Hang, Say, StandIn
 from test_faults import seen_text
 
@@ -66,3 +67,16 @@ def test_a_process_runs_no_more_turns_than_it_may_and_lets_none_wait(model: Stan
         eventually(lambda: errors_of(client.create()) == [], what="room for another turn")
         for stream in streams[1:]:
             stream.leave()
+
+
+def test_who_waits_for_a_busy_thread_takes_no_turn_from_others(model: StandIn, tmp_path: Path) -> None:
+    model.will(Begin("Half an answer"), Hang())
+    with service(**probing(model, tmp_path / "chatkit.db", MAX_TURNS="3")) as client, ExitStack() as stack:
+        busy = stack.enter_context(Stream.create(client.url))
+        thread_id = thread_of(busy.read_until(seen_text("Half an answer")))
+        waiting = [stack.enter_context(Stream.say(client.url, thread_id)) for _ in range(20)]
+        refused = [each for each in waiting if not each.read(0.2) and each.ended]
+        assert len(refused) == 20 - MAX_WAITING
+        assert all("thread_busy" in each.text for each in refused)
+        assert errors_of(client.create()) == []
+        busy.leave()
