@@ -18,6 +18,7 @@ from chatkit.types import (
     CustomTask,
     GeneratedImageItem,
     HiddenContextItem,
+    Page,
     ThreadItem,
     ThreadItemDoneEvent,
     UserMessageItem,
@@ -51,8 +52,12 @@ async def load_history(
     A turn that is longer than that is cut, but never without the message that it answers. (A call and its output are
     one item, so that nothing comes between them.)
     """
-    page = await store.load_thread_items(thread_id, None, most, "desc", context)
-    items = page.data[::-1]
+    newest: list[ThreadItem] = []
+    page = Page[ThreadItem](has_more=True)
+    while page.has_more and len(newest) < most:  # a page may hold less than it may: long items fill it
+        page = await store.load_thread_items(thread_id, page.after, most - len(newest), "desc", context)
+        newest += page.data
+    items = newest[::-1]
     if not page.has_more:
         return items
     for place, item in enumerate(items):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from chatkit.store import NotFoundError
-from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata
+from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata, UserMessageItem
 
 from context import RequestContext
 from conversations import HIDDEN_TYPES, AlreadySent, IncompatibleDatabase
@@ -20,7 +20,18 @@ from postgresthreads import insert_thread, lock_thread, put_item, require_lease,
 from postgresturns import PostgresTurns
 from postgresupkeep import PostgresUpkeep
 from postgresuploads import PostgresUploads, require_attachment
-from rows import attachment_body, changed_columns, cursor_seq, page, read_attachment, read_item, read_thread, remember
+from rows import (
+    MAX_PAGE_CHARACTERS,
+    attachment_body,
+    changed_columns,
+    cursor_seq,
+    item_page,
+    page,
+    read_attachment,
+    read_item,
+    read_thread,
+    remember,
+)
 
 log = logging.getLogger("service.store")
 
@@ -166,7 +177,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
         beyond, direction = ("<", "DESC") if order == "desc" else (">", "ASC")
         visible = "" if hidden else f"AND type NOT IN {HIDDEN_TYPES}"
 
-        async def read(db: Session, _: Any) -> list[tuple[int, ThreadItem]]:
+        async def read(db: Session, _: Any) -> Page[ThreadItem]:
             seek, values = "", {"thread_id": thread_id, "user_id": context.user_id, "limit": limit + 1}
             if after is not None:
                 seek = f"AND seq {beyond} %(after)s"
@@ -177,14 +188,18 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
                     thread_id,
                     context.user_id,
                 )
-            rows = await db.rows(
-                "SELECT seq, body FROM @items WHERE thread_id = %(thread_id)s AND user_id = %(user_id)s"
-                f" {seek} {visible} ORDER BY seq {direction} LIMIT %(limit)s",
+            rows = await db.rows(  # what is beyond a page would be in memory before anybody could stop
+                "SELECT seq, body FROM (SELECT seq, body, sum(octet_length(body)) OVER newest AS size,"
+                " row_number() OVER newest AS place FROM"
+                " (SELECT seq, body FROM @items WHERE thread_id = %(thread_id)s AND user_id = %(user_id)s"
+                f" {seek} {visible} ORDER BY seq {direction} LIMIT %(limit)s) AS found"
+                f" WINDOW newest AS (ORDER BY seq {direction})) AS sized"
+                f" WHERE place <= 2 OR size - octet_length(body) <= {4 * MAX_PAGE_CHARACTERS} ORDER BY place",
                 values,
             )
-            return [(seq, read_item(body)) for seq, body in rows]
+            return item_page(rows, limit)
 
-        return page(await self._read_thread(thread_id, context, read), limit)
+        return await self._read_thread(thread_id, context, read)
 
     async def load_item(self, thread_id: str, item_id: str, context: RequestContext) -> ThreadItem:
         row = await self._read(
@@ -201,6 +216,9 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
         async def write(db: Session) -> None:
             await require_lease(db, thread_id, context)
             await put_item(db, thread_id, item, context)
+            if isinstance(item, UserMessageItem):
+                for attachment in item.attachments:
+                    await _send_attachment(db, attachment, thread_id, context)
 
         await self._write(write, queue=thread_id)
 
@@ -290,6 +308,20 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
 
 
 # --- statements that several methods share ------------------------------------------------------------------------
+
+
+async def _send_attachment(db: Session, attachment: Attachment, thread_id: str, context: RequestContext) -> None:
+    """Make the attachment, unless it was deleted meanwhile, a part of the thread; or raise `AlreadySent`."""
+    sent = attachment.model_copy(update={"thread_id": thread_id})
+    row = {"id": sent.id, "user_id": context.user_id, "thread_id": thread_id, "body": attachment_body(sent)}
+    this = "id = %(id)s AND user_id = %(user_id)s"
+    changed = await db.execute(
+        "UPDATE @attachments SET thread_id = %(thread_id)s, body = %(body)s"
+        f" WHERE {this} AND (thread_id IS NULL OR thread_id = %(thread_id)s)",
+        row,
+    )
+    if changed == 0 and await db.row(f"SELECT 1 FROM @attachments WHERE {this}", row):
+        raise AlreadySent(sent.id)
 
 
 async def _delete_attachments_of(

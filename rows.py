@@ -1,6 +1,7 @@
 """Threads and items as rows, and cursors between them, the same for every database."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -141,6 +142,26 @@ def cursor_seq(after: str) -> int | None:
     if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
         raise NotFoundError(after)
     return int(digits)
+
+
+MAX_PAGE_CHARACTERS = 1024 * 1024
+"""Of all items in a page together, unless the first is longer: a page is in memory several times."""
+
+
+def item_page(rows: Iterable[tuple[int, str]], limit: int) -> Page[ThreadItem]:
+    """Return the page of the first of these (sequence number, `body`): `limit` at most, and as many as fit into one.
+
+    At least one row more than that says that there is more; none beyond it is asked for.
+    """
+    items: list[ThreadItem] = []
+    size, last = 0, 0
+    for seq, body in rows:
+        size += len(body)
+        if items and (len(items) == limit or size > MAX_PAGE_CHARACTERS):
+            return Page(data=items, has_more=True, after=cursor(last))
+        items.append(read_item(body))
+        last = seq
+    return Page(data=items)
 
 
 def page(found: list[tuple[int, T]], limit: int) -> Page[T]:

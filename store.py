@@ -2,14 +2,24 @@
 
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 
 from chatkit.store import NotFoundError
-from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata
+from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata, UserMessageItem
 
 from context import RequestContext
 from conversations import HIDDEN_TYPES, AlreadySent, ConversationStore, IncompatibleDatabase
-from rows import attachment_body, changed_columns, cursor_seq, page, read_attachment, read_item, read_thread, remember
+from rows import (
+    attachment_body,
+    changed_columns,
+    cursor_seq,
+    item_page,
+    page,
+    read_attachment,
+    read_item,
+    read_thread,
+    remember,
+)
 from sqlite import SQLiteFile
 from sqliteschema import MIGRATIONS, NOW, NOW_TEXT
 from sqlitethreads import insert_thread, next_seq, put_item, require_lease, require_thread
@@ -146,7 +156,7 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
         beyond, direction = ("<", "DESC") if order == "desc" else (">", "ASC")
         visible = "" if hidden else f"AND type NOT IN {HIDDEN_TYPES}"
 
-        def read(db: sqlite3.Connection, _: sqlite3.Row) -> list[tuple[int, ThreadItem]]:
+        def read(db: sqlite3.Connection, _: sqlite3.Row) -> Page[ThreadItem]:
             seek, values = "", {"thread_id": thread_id, "user_id": context.user_id, "limit": limit + 1}
             if after is not None:
                 seek = f"AND seq {beyond} :after"
@@ -161,10 +171,11 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
                 f"SELECT seq, body FROM items WHERE thread_id = :thread_id AND user_id = :user_id {seek} {visible}"
                 f" ORDER BY seq {direction} LIMIT :limit",
                 values,
-            ).fetchall()
-            return [(seq, read_item(body)) for seq, body in rows]
+            )
+            with closing(rows):
+                return item_page(rows, limit)
 
-        return page(await self._read_thread(thread_id, context, read), limit)
+        return await self._read_thread(thread_id, context, read)
 
     async def load_item(self, thread_id: str, item_id: str, context: RequestContext) -> ThreadItem:
         def read(db: sqlite3.Connection) -> ThreadItem:
@@ -182,6 +193,9 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
         def write(db: sqlite3.Connection) -> None:
             require_lease(db, thread_id, context)
             put_item(db, thread_id, item, context)
+            if isinstance(item, UserMessageItem):
+                for attachment in item.attachments:
+                    _send_attachment(db, attachment, thread_id, context)
 
         await self._write(write)
 
@@ -279,6 +293,20 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
 
 
 # --- statements that several methods share ------------------------------------------------------------------------
+
+
+def _send_attachment(db: sqlite3.Connection, attachment: Attachment, thread_id: str, context: RequestContext) -> None:
+    """Make the attachment, unless it was deleted meanwhile, a part of the thread; or raise `AlreadySent`."""
+    sent = attachment.model_copy(update={"thread_id": thread_id})
+    row = {"id": sent.id, "user_id": context.user_id, "thread_id": thread_id, "body": attachment_body(sent)}
+    this = "id = :id AND user_id = :user_id"
+    changed = db.execute(
+        "UPDATE attachments SET thread_id = :thread_id, body = :body"
+        f" WHERE {this} AND (thread_id IS NULL OR thread_id = :thread_id)",
+        row,
+    )
+    if changed.rowcount == 0 and db.execute(f"SELECT 1 FROM attachments WHERE {this}", row).fetchall():
+        raise AlreadySent(sent.id)
 
 
 def _delete_attachments_of(

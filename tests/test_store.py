@@ -271,6 +271,22 @@ async def test_a_cursor_outlives_its_item(store: ConversationStore) -> None:
     assert [item.id for item in rest.data] == ["item_2", "item_3", "new"]
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_a_page_of_long_items_is_short_and_the_next_one_goes_on(store: ConversationStore, order: str) -> None:
+    thread_id = await make_thread(store)
+    for number, thousands in enumerate((400, 400, 400, 1500, 1, 1, 1500, 1)):
+        item = HiddenContextItem(id=str(number), thread_id=thread_id, created_at=NOON, content="ä" * 1000 * thousands)
+        await store.add_thread_item(thread_id, item, alice())
+    pages, after, more = [], None, True
+    while more:
+        page = await store.load_thread_items(thread_id, after, 100, order, alice())
+        pages.append([item.id for item in page.data])
+        after, more = page.after, page.has_more
+    forwards = [["0", "1"], ["2"], ["3"], ["4", "5"], ["6"], ["7"]]
+    backwards = [["7"], ["6"], ["5", "4"], ["3"], ["2", "1"], ["0"]]
+    assert pages == (forwards if order == "asc" else backwards)
+
+
 async def test_an_item_may_be_named_as_the_cursor_but_only_one_of_the_thread(store: ConversationStore) -> None:
     thread_id, other = await make_thread(store, items=3), await make_thread(store)
     await store.add_thread_item(other, end("elsewhere", other), alice())
@@ -756,6 +772,20 @@ def sending_a_file(thread_id: str, id: str = "said") -> UserMessageItem:
         attachments=[file(thread_id=thread_id)],
         inference_options=InferenceOptions(),
     )
+
+
+async def test_a_message_takes_its_attachments_into_its_thread_or_is_not_stored(store: ConversationStore) -> None:
+    here, there = await make_thread(store), await make_thread(store)
+    await upload(store, b"abc")
+    await store.add_thread_item(here, sending_a_file(here), alice())
+    assert (await store.load_attachment("atc_1", alice())).thread_id == here
+    with pytest.raises(AlreadySent):
+        await store.add_thread_item(there, sending_a_file(there, "again"), alice())
+    assert await ids(store, there) == []
+    await store.delete_attachment("atc_1", alice())
+    await store.add_thread_item(here, sending_a_file(here), alice())  # changed, say; the file does not come back
+    with pytest.raises(NotFoundError):
+        await store.load_attachment("atc_1", alice())
 
 
 async def test_deleting_a_message_deletes_its_attachments(store: ConversationStore) -> None:
