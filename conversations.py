@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 LEASE_SECONDS = 10
 """A turn that has not renewed its lease for so long is dead."""
+RECOVERY_SECONDS = 3.0
+"""How long a reader waits for what a dead turn left to be written as items."""
 
 HIDDEN_TYPES = ("hidden_context_item", "sdk_hidden_context")
 """Kinds of items that the model sees and no client ever does."""
@@ -147,6 +149,10 @@ class ConversationStore(Store[RequestContext]):
         return new_id(item_type)
 
     @abstractmethod
+    async def add_thread_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
+        """Add the item, or replace the one with its id. With a message its attachments become the thread's, at once."""
+
+    @abstractmethod
     async def load_thread_items(
         self,
         thread_id: str,
@@ -159,6 +165,7 @@ class ConversationStore(Store[RequestContext]):
     ) -> Page[ThreadItem]:
         """Return up to `limit` items beyond the cursor `after` (a `Page.after`, or an item's id), `asc` or `desc`.
 
+        Fewer, although there are more, where they are long.
         With `hidden=False` only what a client may see. An unknown cursor raises `NotFoundError`.
         """
 

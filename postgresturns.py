@@ -1,7 +1,10 @@
 """The turns that run on threads in PostgreSQL: leases, checkpoints, quotas, and what a dead turn left."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from chatkit.types import ThreadItem, ThreadMetadata
@@ -10,9 +13,11 @@ from context import RequestContext
 from conversations import (
     LEASE_SECONDS,
     NO_QUOTA,
+    RECOVERY_SECONDS,
     LeaseLost,
     Quota,
     QuotaExceeded,
+    StoreUnavailable,
     ThreadBusy,
     new_id,
     recovery_id,
@@ -32,19 +37,26 @@ class PostgresTurns(OnPool):
     async def _read_thread(
         self, thread_id: str, context: RequestContext, read: Callable[[Session, Any], Awaitable[T]]
     ) -> T:
-        """Run `read` with the thread's row, after what a dead turn left on the thread has become items."""
+        """Run `read` with the thread's row, after what a dead turn left on the thread has become items.
 
-        async def attempt(db: Session) -> tuple[T] | None:
+        While the database takes no writes, what is stored is read all the same.
+        """
+
+        async def attempt(db: Session, *, anyway: bool = False) -> tuple[T] | None:
             thread = await require_thread(db, thread_id, context)
-            return None if thread.died else (await read(db, thread),)
+            return None if thread.died and not anyway else (await read(db, thread),)
 
         async def recover(db: Session) -> None:
             thread = await lock_thread(db, thread_id, context)
             if thread.died:
                 await _recover(db, thread, context)
 
-        while (found := await self._read(attempt)) is None:
-            await self._write(recover)
+        if (found := await self._read(attempt)) is None:
+            with suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout(RECOVERY_SECONDS):
+                    await self._write(recover)
+            found = await self._read(partial(attempt, anyway=True))
+            assert found is not None
         return found[0]
 
     async def acquire_lease(

@@ -1,9 +1,12 @@
 """The turns that run on threads in SQLite: leases, checkpoints, quotas, and what a dead turn left."""
 
+import asyncio
 import json
 import logging
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from chatkit.types import ThreadItem, ThreadMetadata
@@ -12,9 +15,11 @@ from context import RequestContext
 from conversations import (
     LEASE_SECONDS,
     NO_QUOTA,
+    RECOVERY_SECONDS,
     LeaseLost,
     Quota,
     QuotaExceeded,
+    StoreUnavailable,
     ThreadBusy,
     new_id,
     recovery_id,
@@ -34,14 +39,21 @@ class SQLiteTurns(OnSQLite):
     async def _read_thread(
         self, thread_id: str, context: RequestContext, read: Callable[[sqlite3.Connection, sqlite3.Row], T]
     ) -> T:
-        """Run `read` with the thread's row, after what a dead turn left on the thread has become items."""
+        """Run `read` with the thread's row, after what a dead turn left on the thread has become items.
 
-        def attempt(db: sqlite3.Connection) -> tuple[T] | None:
+        While the database takes no writes, what is stored is read all the same.
+        """
+
+        def attempt(db: sqlite3.Connection, *, anyway: bool = False) -> tuple[T] | None:
             thread = require_thread(db, thread_id, context)
-            return None if thread["died"] else (read(db, thread),)
+            return None if thread["died"] and not anyway else (read(db, thread),)
 
-        while (found := await self._read(attempt)) is None:
-            await self._write(lambda db: _recover(db, thread_id))
+        if (found := await self._read(attempt)) is None:
+            with suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout(RECOVERY_SECONDS):
+                    await self._write(lambda db: _recover(db, thread_id))
+            found = await self._read(partial(attempt, anyway=True))
+            assert found is not None
         return found[0]
 
     async def acquire_lease(

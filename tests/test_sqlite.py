@@ -4,18 +4,20 @@ import asyncio
 import sqlite3
 import stat
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from chatkit.types import EndOfTurnItem, ThreadMetadata
 
 from context import RequestContext
-from conversations import IncompatibleDatabase, StoreUnavailable
+from conversations import RECOVERY_SECONDS, IncompatibleDatabase, StoreUnavailable
+from databases import SQLiteDatabase
 from service import eventually
 from sqlite import SQLiteFile
 from sqliteschema import MIGRATIONS
 from store import open_store
-from test_store import NOON, alice, make_thread
+from test_store import NOON, alice, end, ids, leased, make_thread
 
 pytestmark = pytest.mark.anyio
 
@@ -151,3 +153,18 @@ async def test_a_file_that_was_rewritten_has_no_bytes_of_what_was_deleted(file: 
         assert b"SENTINEL" not in on_the_disk()
         kept = await other_process.read(lambda db: db.execute("SELECT words FROM notes").fetchall())
         assert [tuple(row) for row in kept] == [("kept",)]
+
+
+async def test_a_thread_whose_turn_died_is_read_while_nothing_can_be_written(tmp_path: Path) -> None:
+    database = SQLiteDatabase(tmp_path)
+    async with database.open() as store:
+        thread_id = await make_thread(store, items=1)
+        turn = await leased(store, thread_id)
+        await store.save_checkpoints(thread_id, [end("shown", thread_id)], turn)
+        database.expire_leases()
+        with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            async with asyncio.timeout(RECOVERY_SECONDS + 5):
+                assert await ids(store, thread_id) == ["item_0"]
+            other.execute("ROLLBACK")
+        assert (await ids(store, thread_id))[:2] == ["item_0", "shown"]
