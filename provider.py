@@ -3,11 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx2
-from agents import Agent, Model, ModelProvider, ModelSettings, OpenAIProvider, RunConfig
+from agents import Agent, Model, ModelProvider, ModelSettings, OpenAIProvider, RunConfig, StreamEvent
 from agents.models.default_models import gpt_5_reasoning_settings_required
 from agents.result import RunResultBase
 from agents.run import CallModelData, ModelInputData
@@ -146,15 +146,41 @@ def _mended(value: Any) -> Any:
     return value
 
 
-def usage_of(run: RunResultBase, model: str, letters: int) -> Usage:
+def usage_of(run: RunResultBase, model: str, letters: int, cut_off: int = 0) -> Usage:
     """Return what the run used as the model's server counted it; estimated where it did not.
 
-    A response that was cut off is not counted by anybody.
+    A response that was cut off, after so many of the letters, is not counted by anybody.
     """
     used = run.context_wrapper.usage
-    if used.total_tokens:
-        return Usage("", "", model, used.requests, used.input_tokens, used.output_tokens)
-    return estimated_usage(model, len(str(run.input)), letters, requests=max(1, used.requests))
+    if not used.total_tokens:
+        return estimated_usage(model, len(str(run.input)), letters, requests=max(1, used.requests))
+    counted = Usage("", "", model, used.requests, used.input_tokens, used.output_tokens)
+    if not cut_off:
+        return counted
+    more = estimated_usage(model, len(str(run.input)), cut_off)
+    return replace(
+        counted,
+        requests=counted.requests + 1,
+        input_tokens=counted.input_tokens + more.input_tokens,
+        output_tokens=counted.output_tokens + more.output_tokens,
+    )
+
+
+class Uncounted:
+    """A run that knows the `letters` of the response which is not complete, for `stream_agent_response`."""
+
+    def __init__(self, run: Any):
+        self._run = run
+        self.letters = 0
+
+    async def stream_events(self) -> AsyncIterator[StreamEvent]:
+        async for event in self._run.stream_events():
+            if event.type == "raw_response_event":
+                if event.data.type == "response.output_text.delta":
+                    self.letters += len(event.data.delta)
+                elif event.data.type in ("response.completed", "response.incomplete"):
+                    self.letters = 0
+            yield event
 
 
 def estimated_usage(model: str, asked: int, answered: int, *, requests: int = 1) -> Usage:

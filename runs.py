@@ -28,7 +28,7 @@ from context import RequestContext
 from conversations import ConversationStore, Usage
 from history import HistoryConverter, ToolResults, load_history
 from leases import RETRY_SECONDS
-from provider import letters_in, model_name, usage_of, with_reasoning_kept
+from provider import Uncounted, letters_in, model_name, usage_of, with_reasoning_kept
 from sdk import OwnIds, StreamedContext
 from telemetry import note_first_token
 from titles import title_by_model
@@ -61,13 +61,24 @@ class AgentRuns:
         self._models = models
         self._history_items = history_items
 
-    async def answer(self, thread: ThreadMetadata, message: UserMessageItem | None, context: RequestContext) -> Events:
-        """Yield the agent's answer to the thread as it is stored, with the message that may just have been added."""
+    async def answer(
+        self,
+        thread: ThreadMetadata,
+        message: UserMessageItem | None,
+        context: RequestContext,
+        *,
+        anew: bool = False,
+    ) -> Events:
+        """Yield the agent's answer to the thread as it is stored, with the message that may just have been added.
+
+        Anew, it takes the place of all that came after the message: that is deleted once nothing is left that could
+        refuse the message before the model is asked.
+        """
         async with self._tool_servers.for_turn(context) as servers:
             agent = await self._make_agent(context)
             if servers:
                 agent = await with_tools_of(servers, agent)
-            async with aclosing(self._run(agent, thread, message, context)) as events:
+            async with aclosing(self._run(agent, thread, message, context, anew=anew)) as events:
                 async for event in events:
                     yield event
 
@@ -83,17 +94,26 @@ class AgentRuns:
         return StreamedContext(thread=thread, store=self._store, request_context=context)
 
     async def _run(
-        self, agent: Agent[Any], thread: ThreadMetadata, message: UserMessageItem | None, context: RequestContext
+        self,
+        agent: Agent[Any],
+        thread: ThreadMetadata,
+        message: UserMessageItem | None,
+        context: RequestContext,
+        *,
+        anew: bool,
     ) -> Events:
         agent_context = self.agent_context(thread, context)
         items = await load_history(self._store, thread.id, self._history_items, context)
         config = await self._config_for(agent, agent_context, items, message)
+        if anew and message is not None:
+            await self._store.delete_items_after(thread.id, message.id, context)
+            items = await load_history(self._store, thread.id, self._history_items, context)
         converter = HistoryConverter(self._attachments, context, self._agent.describe_tag)
         model_input = await converter.to_agent_input(items)
         run = Runner.run_streamed(agent, model_input, context=agent_context, run_config=config)
-        letters = 0
+        letters, uncounted = 0, Uncounted(run)
         try:
-            results: Any = ToolResults(OwnIds(run), agent_context)
+            results: Any = ToolResults(OwnIds(uncounted), agent_context)
             images = KeptImages(self._attachments, self._store, thread.id, context)
             async for event in stream_agent_response(agent_context, results, converter=images):
                 yield agent_context.as_streamed(event)
@@ -109,7 +129,7 @@ class AgentRuns:
             if run.run_loop_task is not None:
                 await asyncio.wait({run.run_loop_task})
                 _ = run.run_loop_exception  # asked for, or asyncio would log it with a traceback and users' words
-            await self._add_usage(usage_of(run, model_name(agent, config), letters), context)
+            await self._add_usage(usage_of(run, model_name(agent, config), letters, uncounted.letters), context)
 
     def _assistant_message(self, thread: ThreadMetadata, text: str, context: RequestContext) -> AssistantMessageItem:
         return AssistantMessageItem(

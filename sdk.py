@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 import chatkit.agents
 import chatkit.server
 import httpx2
-from agents import RawResponsesStreamEvent, RunResultStreaming, StreamEvent
+from agents import RawResponsesStreamEvent, StreamEvent
 from chatkit.agents import AgentContext
 from chatkit.types import ChatKitReq, ThreadItem, ThreadItemAddedEvent, ThreadStreamEvent
 from openai import AsyncOpenAI
@@ -216,7 +216,7 @@ class OwnIds:
     agent's tools stream keeps its ids.
     """
 
-    def __init__(self, run: RunResultStreaming):
+    def __init__(self, run: Any):
         self._run = run
         self._open: dict[int, str] = {}
 

@@ -73,6 +73,7 @@ OnThread = (
 
 PAGE_SIZE = 20
 """Items or threads in a page when the request names no limit, as ChatKit 1.6.5 has it."""
+MAX_FEEDBACK_ITEMS = 100
 
 
 class ChatServer(ChatKitServer[RequestContext]):
@@ -186,7 +187,7 @@ class ChatServer(ChatKitServer[RequestContext]):
                 item = await self.store.load_item(thread.id, request.params.item_id, context)
                 if not isinstance(item, UserMessageItem):
                     raise Refused("conflict", "Only a message of the user can be answered again.")
-                return self._answer_again(thread, item, context)
+                return self._streamed(thread, context, self._runs.answer(thread, item, context, anew=True))
             case ThreadsCustomActionReq():
                 if self._agent.handle_action is None:
                     raise Refused("not_configured", "The agent has no handle_action for this action.")
@@ -198,8 +199,6 @@ class ChatServer(ChatKitServer[RequestContext]):
     ) -> Events:
         for event in first:
             yield event
-        for attachment in message.attachments:  # they have a thread from now on
-            await self.store.save_attachment(attachment, context)
         yield ThreadItemDoneEvent(item=message)
         if thread.title is None:
             self._turns.beside(self._name_thread(thread.id, message, context))
@@ -216,12 +215,6 @@ class ChatServer(ChatKitServer[RequestContext]):
         for call in older:  # nobody will answer them, and no model takes a call without its output
             await self.store.delete_thread_item(thread.id, call.id, context)
         async with aclosing(self._answer(thread, None, context)) as events:
-            async for event in events:
-                yield event
-
-    async def _answer_again(self, thread: ThreadMetadata, message: UserMessageItem, context: RequestContext) -> Events:
-        await self.store.delete_items_after(thread.id, message.id, context)
-        async with aclosing(self._answer(thread, message, context)) as events:
             async for event in events:
                 yield event
 
@@ -371,6 +364,8 @@ class ChatServer(ChatKitServer[RequestContext]):
     async def add_feedback(
         self, thread_id: str, item_ids: list[str], feedback: FeedbackKind, context: RequestContext
     ) -> None:
+        if len(item_ids) > MAX_FEEDBACK_ITEMS:
+            raise Refused("bad_params", f"params.item_ids must be {MAX_FEEDBACK_ITEMS} at most.")
         await self.store.save_feedback(thread_id, item_ids, feedback, context)
 
 

@@ -19,6 +19,7 @@ import pytest
 
 import copying
 from check import check
+from clients import Stream
 from commands import main
 from conftest import probing
 from databases import Database, PostgresDatabase
@@ -26,6 +27,7 @@ from service import ROOT, errors_of, eventually, fold, is_up, message, process, 
 from settings import Settings
 from sockets import UNREAD_SECONDS, listen
 from standin import Begin, Call, Hang, Say, StandIn, standing_in
+from test_faults import seen_text
 
 
 def test_unreadable_settings_are_all_named_and_the_exit_code_is_2(tmp_path: Path) -> None:
@@ -276,6 +278,19 @@ def test_usage_is_counted_by_day_user_and_model_with_feedback(tmp_path: Path, mo
     lines = run(tmp_path, "usage").stdout.splitlines()
     assert lines[1].split() == [f"{datetime.now(UTC):%Y-%m-%d}", "local", "stand-in", "4", "28", "20"]
     assert lines[-1].split() == ["local", "0", "1"]
+
+
+def test_what_was_said_before_an_answer_was_stopped_is_counted_too(tmp_path: Path, model: StandIn) -> None:
+    model.will(Call("look_up", {"word": "x"}))
+    model.will(Begin("word " * 1000), Hang())
+    with service(**probing(model, tmp_path / "chatkit.db")) as client:
+        with Stream.create(client.url) as stream:
+            stream.read_until(seen_text("word " * 1000))
+
+        def output_tokens() -> int:
+            return int(run(tmp_path, "usage").stdout.splitlines()[1].split()[-1])
+
+        eventually(lambda: output_tokens() >= 5 + 1250, what="the count of both responses")
 
 
 def test_a_changed_agent_is_served_without_a_restart(tmp_path: Path) -> None:

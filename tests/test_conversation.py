@@ -252,6 +252,22 @@ def test_a_tool_that_the_agent_does_not_have_is_named(client: Client, model: Sta
     assert model.asked == []
 
 
+def test_a_message_that_cannot_be_answered_again_keeps_the_answer_that_it_has(client: Client, model: StandIn) -> None:
+    events = client.create("Go", inference_options={"tool_choice": {"id": "teleport"}})
+    client.say(thread_of(events), "Go by bus")
+    [first, *_] = before = client.items(thread_of(events))
+    retry = {"thread_id": thread_of(events), "item_id": first["id"]}
+    assert "teleport" in errors_of(client.stream("threads.retry_after_item", retry))[0]["message"]
+    assert client.items(thread_of(events)) == before
+
+
+def test_long_items_reach_the_model_although_no_page_holds_them(client: Client, model: StandIn) -> None:
+    thread_id = thread_of(client.create("First: " + "x" * 900_000))
+    client.say(thread_id, "Second: " + "y" * 900_000)
+    client.say(thread_id, "Third")
+    assert [word in str(model.asked[-1].body["input"]) for word in ("First", "Second", "Third")] == [True] * 3
+
+
 # --- titles -------------------------------------------------------------------------------------------------------
 
 
