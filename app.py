@@ -1,8 +1,11 @@
 """The service over HTTP. Read from the top: how a request travels."""
 
 import asyncio
+import logging
+import multiprocessing
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,12 @@ from attachments import Attachments, media_type_of
 from auth import bearer_token
 from check import verifier_of
 from context import LOCAL_USER, RequestContext
-from conversations import Quota, QuotaExceeded
+from conversations import ConversationStore, Quota, QuotaExceeded, StoreUnavailable
 from dictation import Dictation
-from failures import Refused
+from failures import Refused, log_failure
 from files import file_routes
 from hosts import OneHost
+from leases import RETRY_SECONDS
 from local import LocalAccess, loopback_only
 from page import PageSettings, page_routes
 from provider import open_upstream, run_config
@@ -47,10 +51,17 @@ from turn import Turn
 from turns import Turns
 from upkeep import upkeep
 
+log = logging.getLogger("service")
+
 MAX_BODY_BYTES = 1024 * 1024
 MAX_DICTATION_BYTES = 34 * 1024 * 1024
 MAX_DICTATIONS = 4
 """At once in a process: each takes several times its body's length in memory."""
+MAX_THREADS = 256
+"""For what blocks, an agent's tools above all: a few that hang would use up asyncio's own, which look up names too."""
+LARGE_BODY_BYTES = 64 * 1024
+MAX_LARGE_BODIES = 64
+"""At once in a process that are read beyond `LARGE_BODY_BYTES`: clients that never send the rest cost no more."""
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
@@ -103,6 +114,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
         agent = AgentModule.load(settings.agent)
         if settings.offline:
             agent = with_tour(agent)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(MAX_THREADS))
         async with AsyncExitStack() as stack:
             upstream = await stack.enter_async_context(
                 open_upstream(
@@ -118,7 +130,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
             local = LocalAccess(settings.allowed_origins, settings.public_url, allow_anonymous=settings.allow_anonymous)
             if not (settings.jwks_url or settings.allow_anonymous):
                 await stack.enter_async_context(loopback_only())
-            store = await stack.enter_async_context(open_store(settings.database_url, settings.table_prefix))
+            store = await enter_store(stack, settings)
             link_key = await store.load_link_key()
             attachments = Attachments(
                 store,
@@ -169,9 +181,25 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 "tool_servers": tool_servers,
                 "server": server,
                 "dictations": asyncio.Semaphore(MAX_DICTATIONS),
+                "large_bodies": asyncio.Semaphore(MAX_LARGE_BODIES),
             }
 
     return open_all
+
+
+async def enter_store(stack: AsyncExitStack, settings: Settings) -> ConversationStore:
+    """Open the store. A worker tries until it can: its parent (uvicorn 0.54) would end all workers for one that fails.
+
+    Whoever starts the service alone is told at once.
+    """
+    while True:
+        try:
+            return await stack.enter_async_context(open_store(settings.database_url, settings.table_prefix))
+        except StoreUnavailable as error:
+            if multiprocessing.parent_process() is None:
+                raise
+            log_failure(log, "the database cannot be opened yet", error)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 # --- routes -------------------------------------------------------------------------------------------------------
@@ -247,14 +275,21 @@ async def read_json(request: Request) -> AsyncIterator[bytes]:
     media_type = media_type_of(request.headers.get("content-type", ""))
     if media_type != "application/json":
         raise Refused("unsupported_type", "The content-type must be application/json.")
-    body, limit = bytearray(), MAX_BODY_BYTES
+    body, limit = bytearray(), LARGE_BODY_BYTES
     async with AsyncExitStack() as while_used:
+
+        async def enter(places: asyncio.Semaphore) -> None:
+            if places.locked():
+                raise QuotaExceeded("max_turns", retry_after_seconds=5)
+            await while_used.enter_async_context(places)
+
         async for chunk in request.stream():
             body += chunk
+            if LARGE_BODY_BYTES == limit < len(body):
+                await enter(request.state.large_bodies)
+                limit = MAX_BODY_BYTES
             if MAX_BODY_BYTES == limit < len(body) and b'"input.transcribe"' in body[:MAX_BODY_BYTES]:
-                if request.state.dictations.locked():
-                    raise QuotaExceeded("max_turns", retry_after_seconds=5)
-                await while_used.enter_async_context(request.state.dictations)
+                await enter(request.state.dictations)
                 limit = MAX_DICTATION_BYTES
             if len(body) > limit:
                 raise Refused("too_large", f"The body is longer than {limit} bytes.")

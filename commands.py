@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -38,6 +39,7 @@ from users import delete_user, exported
 log = logging.getLogger("service")
 
 BAD_SETTINGS = 2
+LEFT_RUNNING_SECONDS = 2.0
 WORKER_SECONDS = 120
 """How long a worker may take to answer its parent. uvicorn 0.54 gives it 5, and kills one that is still importing."""
 
@@ -292,7 +294,19 @@ def _summary(settings: Settings) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Tells systemd when it begins to stop: from then on its event loop no longer says that all is well."""
+    """Tells systemd when it begins to stop: from then on its event loop no longer says that all is well.
+
+    Once all is stored and closed, a tool of the agent that still runs must not hold the process: Python waits for
+    threads without end.
+    """
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        finally:
+            ending = threading.Timer(LEFT_RUNNING_SECONDS, os._exit, [0])
+            ending.daemon = True
+            ending.start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         notify("STOPPING=1")

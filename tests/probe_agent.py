@@ -1,6 +1,7 @@
 """The agent of the tests: the model stand-in calls its tools, and each shows one thing that the protocol can carry."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -91,6 +92,13 @@ async def rest(wrapper: Context) -> str:
     await wrapper.context.stream(ProgressUpdateEvent(text="Resting"))
     await asyncio.sleep(3600)
     return "never"
+
+
+@function_tool
+def block(seconds: float) -> str:
+    """Do something that takes so long, on a thread that nobody can stop."""
+    time.sleep(seconds)
+    return "done at last"
 
 
 @function_tool(failure_error_function=None)
@@ -195,6 +203,7 @@ async def who_am_i(wrapper: Context) -> str:
 
 
 TOOLS = [
+    block,
     who_am_i,
     look_up,
     say_half_a_letter,

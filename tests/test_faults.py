@@ -373,6 +373,31 @@ def ended_after(running: Process, number: int, streams: list[Stream]) -> float:
     return seconds
 
 
+def test_a_tool_that_nobody_can_stop_does_not_hold_the_process(model: StandIn, database: Path, tmp_path: Path) -> None:
+    model.will(Call("block", {"seconds": 3600}))
+    variables = probing(model, database, TURN_TIMEOUT_SECONDS="1", SHUTDOWN_GRACE_SECONDS="1")
+    with process(tmp_path, **variables) as running:
+        [error] = errors_of(running.create())
+        assert error["message"] == "The answer took too long and was stopped."
+        seconds = ended_after(running, signal.SIGTERM, [])
+        assert running.process.returncode == 0
+        assert seconds < 1 + 5
+    assert rows(database, "SELECT * FROM leases") == []
+
+
+def test_tools_that_nobody_can_stop_leave_room_for_others(model: StandIn, database: Path, tmp_path: Path) -> None:
+    hanging = (os.cpu_count() or 1) + 4  # as many threads as asyncio has by itself
+    with process(tmp_path, **probing(model, database, TURN_TIMEOUT_SECONDS="2")) as running:
+        with ThreadPoolExecutor(hanging) as pool:
+            for _ in range(hanging):
+                model.will(Call("block", {"seconds": 3600}))
+            list(pool.map(lambda _: Client(running.url).create(), range(hanging)))
+        model.will(Call("block", {"seconds": 0}))
+        assert errors_of(running.create()) == []
+        assert "done at last" in str(model.asked[-1].body["input"])
+        running.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_service_ends_at_once_and_well(number: int, model: StandIn, database: Path, tmp_path: Path) -> None:
     with process(tmp_path, **probing(model, database)) as running:

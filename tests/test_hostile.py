@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from app import MAX_BODY_BYTES, MAX_DICTATIONS, create_app
+from app import MAX_BODY_BYTES, MAX_DICTATIONS, MAX_LARGE_BODIES, create_app
 from conftest import probing
 from connections import Connection
 from service import Client, Process, eventually, fold, process, serving, text_of
@@ -193,6 +193,20 @@ def test_more_connections_than_the_process_may_open_are_refused_in_words(model: 
 
 
 # --- large --------------------------------------------------------------------------------------------------------
+
+
+def test_large_bodies_that_are_never_finished_cost_bounded_memory(running: Process) -> None:
+    begun = b'{"type": "' + b"x" * (MAX_BODY_BYTES - 1000)
+    with unharmed(running, mebibytes=150), ExitStack() as stack:
+        for _ in range(MAX_LARGE_BODIES):
+            stack.enter_context(connect(running.url, HEAD + b"content-length: %d\r\n\r\n" % MAX_BODY_BYTES + begun))
+        eventually(lambda: post_large(running) == 429, what="the refusal of one more")
+    eventually(lambda: post_large(running) == 422, 60, "room for large bodies")
+
+
+def post_large(running: Process) -> int:
+    return running.http.post("/chatkit", content=b'{"type": "' + b"x" * 100_000 + b'"}', headers=JSON).status_code
+
 
 LARGE = {
     "a body of 50 MB": (b'{"type": "' + b"x" * 50_000_000, 413),

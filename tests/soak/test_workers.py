@@ -1,6 +1,9 @@
 """Four processes on one SQLite file under load: nothing is lost, and no client hears of a lock."""
 
+import os
 import random
+import signal
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from conftest import LONG, probing
-from service import Client, Process, errors_of, fold, process, text_of, thread_of
+from service import Client, Process, errors_of, eventually, fold, process, text_of, thread_of
 from standin import Echo, StandIn
 from test_faults import assert_items_are_stored, children_of, rows
 
@@ -71,10 +74,30 @@ def test_four_workers_on_one_file_lose_nothing_and_nobody_hears_of_a_lock(model:
     print(f"4 workers, {CLIENTS} clients: {turns} turns in {SECONDS} s, the slowest took {slowest:.2f} s")
 
 
+def test_a_worker_that_dies_while_the_file_is_locked_is_replaced_once_it_is_not(model: StandIn, tmp_path: Path) -> None:
+    database = tmp_path / "chatkit.db"
+    with process(tmp_path, **probing(model, database, WORKERS="2")) as running:
+        with closing(sqlite3.connect(database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            dead, *_ = workers_of(running)
+            os.kill(dead, signal.SIGKILL)
+            eventually(lambda: "cannot be opened yet" in running.log, 60, "a new worker that finds the file locked")
+            other.execute("ROLLBACK")
+        eventually(lambda: len({*workers_of(running)} - {dead}) == 2, 30, "two workers")
+        eventually(lambda: running.create(), 30, "an answer")
+        running.signal(signal.SIGTERM)
+        assert running.wait() == 0
+        assert "Traceback" not in running.log
+
+
 def assert_all_took_part(running: Process) -> None:
-    workers = [pid for pid in children_of(running.process.pid) if "spawn_main" in command_of(pid)]
+    workers = workers_of(running)
     assert len(workers) == 4
     assert all(processor_ticks(pid) > 0 for pid in workers)
+
+
+def workers_of(running: Process) -> list[int]:
+    return [pid for pid in children_of(running.process.pid) if "spawn_main" in command_of(pid)]
 
 
 def command_of(process_id: int) -> str:
