@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from agents.exceptions import ModelBehaviorError
 from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageContentPartAdded,
@@ -27,6 +28,9 @@ from chatkit.types import (
 from pydantic import BaseModel
 
 from conversations import aware
+
+MAX_PARTS = 1000
+"""Of a message. A server that numbers them beyond that talks nonsense, and would have us make as many."""
 
 
 class OpenItems:
@@ -152,6 +156,8 @@ def _apply_to_message(
     | AssistantMessageContentPartAnnotationAdded
     | AssistantMessageContentPartDone,
 ) -> None:
+    if not 0 <= update.content_index < MAX_PARTS:
+        raise ModelBehaviorError(f"a part of a message has the number {update.content_index}")
     while len(item.content) <= update.content_index:  # a part may be spoken of before it was added
         item.content.append(AssistantMessageContent(text=""))
     match update:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from chatkit.types import AssistantMessageContentPartTextDelta, ThreadItemUpdatedEvent, ThreadStreamEvent
 
+from sdk import mended
+
 PIECE_BYTES = 60
 """What a piece of text takes in memory beside its letters."""
 
@@ -55,7 +57,7 @@ class Outbox:
     def _encode_texts(self) -> None:
         if self._texts:
             item_id, index = self._place
-            update = AssistantMessageContentPartTextDelta(content_index=index, delta="".join(self._texts))
+            update = AssistantMessageContentPartTextDelta(content_index=index, delta=mended("".join(self._texts)))
             self._texts.clear()
             self._append(ThreadItemUpdatedEvent(item_id=item_id, update=update))
 

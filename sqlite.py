@@ -109,7 +109,7 @@ class SQLiteFile:
                     done.set_result(outcome)
 
     def _commit(self, writes: Sequence[Work[Any]], db: sqlite3.Connection) -> list[Any]:
-        """Return the outcomes of the writes, unless the file that they would go to is not the one at its path.
+        """Return the outcomes of the writes, unless the files that they would go to are not those at their paths.
 
         SQLite goes on writing to a file that was deleted, or replaced by a backup: all of it would be lost.
         """
@@ -141,13 +141,13 @@ class OnSQLite(ConversationStore):
         self._write = file.write
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    """Return what tells the file at this path from any other, or None where there is none."""
+def _identity(path: str) -> list[tuple[int, int]]:
+    """Return what tells the files of the database at this path from any others; nothing where one is missing."""
     try:
-        status = os.stat(path)
+        files = [os.stat(path + suffix) for suffix in ("", "-wal", "-shm")]
     except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        return []
+    return [(file.st_dev, file.st_ino) for file in files]
 
 
 def _make_for_its_owner(path: str) -> None:

@@ -32,6 +32,11 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
     "a limit of 0": ({"type": "threads.list", "params": {"limit": 0}}, 422, "bad_params"),
     "a limit of 101": ({"type": "threads.list", "params": {"limit": 101}}, 422, "bad_params"),
     "a limit below 0": ({"type": "items.list", "params": {**NOWHERE, "limit": -1}}, 422, "bad_params"),
+    "verdicts on too many items": (
+        {"type": "items.feedback", "params": {**NOWHERE, "item_ids": ["i"] * 101, "kind": "positive"}},
+        422,
+        "bad_params",
+    ),
     "an order that is none": ({"type": "threads.list", "params": {"order": "up"}}, 422, "bad_params"),
     "a cursor that is none": ({"type": "threads.list", "params": {"after": "nothing"}}, 404, "not_found"),
     "getting what is not there": ({"type": "threads.get_by_id", "params": NOWHERE}, 404, "not_found"),

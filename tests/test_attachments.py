@@ -205,7 +205,7 @@ def test_twenty_megabytes_go_up_without_being_in_memory(tmp_path: Path) -> None:
     with process(
         tmp_path, through=["env"], OPENAI_BASE_URL="http://127.0.0.1:9/v1"
     ) as client:  # a fork shares its parent's memory
-        upload(client, "direct", "warm.txt", b"x" * 600_000, "text/plain")
+        upload(client, "direct", "warm.txt", b"x" * 3_000_000, "text/plain")
         status = Path(f"/proc/{client.process.pid}/status")
 
         def peak() -> int:

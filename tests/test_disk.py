@@ -207,7 +207,7 @@ def test_a_damage_that_was_found_is_remembered_although_other_parts_still_work(
     assert "Traceback" not in caplog.text
 
 
-@pytest.mark.parametrize("how", ["deleted", "replaced by a backup"])
+@pytest.mark.parametrize("how", ["deleted", "replaced by a backup", "without its log"])
 def test_nothing_is_acknowledged_that_would_go_to_a_file_that_is_not_there_any_more(
     how: str, model: StandIn, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,6 +215,12 @@ def test_nothing_is_acknowledged_that_would_go_to_a_file_that_is_not_there_any_m
     with service(**probing(model, database)) as running:
         thread_id = thread_of(running.create("Before"))
         copy(database, backup)
-        database.unlink() if how == "deleted" else backup.rename(database)
+        match how:
+            case "deleted":
+                database.unlink()
+            case "replaced by a backup":
+                backup.rename(database)
+            case "without its log":
+                database.with_name("chatkit.db-wal").unlink()
         assert_takes_no_writes(running, thread_id)
     assert "start the service again" in caplog.text

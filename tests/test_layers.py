@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"metrics", "progress", "chatkitlogger", "collector"},
-    {"context", "settings", "keyset", "sockets", "page", "connections", "outbox"},
+    {"context", "settings", "keyset", "sockets", "page", "connections"},
     {"conversations", "auth", "local", "telemetry"},
     {"failures", "openitems", "rows", "users", "sqlite", "sqliteschema", "pool", "postgresschema"},
     {"upkeep", "sqlitethreads", "sqliteuploads", "sqliteupkeep"},
@@ -21,6 +21,7 @@ LAYERS = [
     {"sqliteturns", "postgresturns"},
     {"postgres"},
     {"sdk", "store", "demo", "attachments", "dictation", "leases"},
+    {"outbox"},
     {"answers", "turn", "copying", "history", "files", "provider", "toolservers", "agent"},
     {"agentmodule", "titles", "turns", "hosts"},
     {"runs"},

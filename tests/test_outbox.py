@@ -45,6 +45,14 @@ def place(event: dict[str, Any]) -> tuple[Any, ...]:
     return event["type"], event.get("item_id"), event.get("update", {}).get("content_index")
 
 
+def test_letters_that_were_cut_in_half_are_joined_again_or_replaced() -> None:
+    outbox = Outbox(encode)
+    for text in ("Half \ud83d", "\ude00, and half: \ud83d"):
+        outbox.put(said(text))
+    [event] = told(outbox)
+    assert event["update"]["delta"] == "Half 😀, and half: \ufffd"
+
+
 def test_text_that_waits_is_joined_and_nothing_else_changes() -> None:
     outbox = Outbox(encode)
     for event in EVENTS:

@@ -489,3 +489,18 @@ async def test_that_a_hidden_item_is_removed_is_not_shown_either(turns: Turns, s
     assert [event["type"] for event in seen] == ["thread.item.done", "thread.item.removed"]
     assert seen[1]["item_id"] == "msg_2"
     assert await stored(store) == []
+
+
+@pytest.mark.parametrize("index", [-1, 1_000_000])
+async def test_a_part_whose_number_is_beyond_reason_ends_the_turn_with_words(
+    turns: Turns, store: ConversationStore, index: int
+) -> None:
+    async def nonsense() -> Events:
+        yield ThreadItemAddedEvent(item=text("Half an answer"))
+        delta = AssistantMessageContentPartTextDelta(content_index=index, delta="more")
+        yield ThreadItemUpdatedEvent(item_id="msg_1", update=delta)
+
+    events = await rest_of(await begin(turns, store, nonsense()))
+    assert events[-1]["message"] == "The model's answer could not be read. Try again."
+    [answer] = await stored(store)
+    assert answer == text("Half an answer").model_copy(update={"created_at": answer.created_at})
