@@ -19,7 +19,7 @@ class AgentModule:
 
     create_agent: Callable[[RequestContext], Agent[Any] | Awaitable[Agent[Any]]]
     handle_action: Callable[..., AsyncIterator[ThreadStreamEvent]] | None = None
-    handle_sync_action: Callable[..., Awaitable[SyncCustomActionResponse]] | None = None
+    handle_sync_action: Callable[..., SyncCustomActionResponse | Awaitable[SyncCustomActionResponse]] | None = None
     describe_tag: DescribeTag | None = None
 
     @classmethod

@@ -14,6 +14,7 @@ import chatkitlogger  # noqa: F401 (before all else of ChatKit)
 from collector import quiet_collector  # before the SDKs
 
 # isort: split
+from agents import set_tracing_disabled
 from chatkit.server import StreamingResult
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -115,6 +116,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
         if settings.offline:
             agent = with_tour(agent)
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(MAX_THREADS))
+        set_tracing_disabled(not settings.agents_tracing)  # of runs that an agent's author starts, too
         async with AsyncExitStack() as stack:
             upstream = await stack.enter_async_context(
                 open_upstream(
@@ -156,7 +158,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 turns,
                 agent,
                 run_config(
-                    upstream.models,
+                    upstream,
                     api=settings.openai_api,
                     store=settings.openai_store,
                     tracing=settings.agents_tracing,

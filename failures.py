@@ -136,7 +136,7 @@ def _code(error: Exception) -> str:
     if isinstance(error, openai.APIError):
         return str(error.code or "")
     if isinstance(error, ModelBehaviorError):
-        return next((code for code in CODES if f"code={code}" in str(error) or f"reason='{code}'" in str(error)), "")
+        return next((code for code in CODES if f"code={code}" in str(error) or f"'{code}'" in str(error)), "")
     return ""
 
 

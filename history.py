@@ -19,6 +19,7 @@ from chatkit.types import (
     GeneratedImageItem,
     HiddenContextItem,
     Page,
+    StructuredInputItem,
     ThreadItem,
     ThreadItemDoneEvent,
     UserMessageItem,
@@ -29,9 +30,9 @@ from openai.types.responses import ResponseInputContentParam, ResponseInputTextP
 
 from attachments import Attachments, kept_id
 from context import RequestContext
-from conversations import ConversationStore
+from conversations import ConversationStore, is_hidden
 from failures import log_failure
-from sdk import mended
+from sdk import StreamedContext, mended
 
 log = logging.getLogger("service.history")
 
@@ -69,6 +70,25 @@ async def load_history(
             if isinstance(item, UserMessageItem):
                 return [item, *items]
     return items
+
+
+def workflow_to_go_on(items: Sequence[ThreadItem]) -> WorkflowItem | None:
+    """Return the workflow that the thread ends with, maybe before a call of the client's tool.
+
+    (ChatKit 1.6.5 looks at the last two items, hidden ones too.)
+    """
+    shown = [item for item in items[-20:] if not is_hidden(item)]
+    match shown[-2:]:
+        case [*_, WorkflowItem() as workflow] | [WorkflowItem() as workflow, ClientToolCallItem()]:
+            return workflow
+    return None
+
+
+class RecordingContext(StreamedContext):
+    """An agent context whose runs leave in the thread what their tools return."""
+
+    def recorded(self, run: Any) -> Any:
+        return ToolResults(super().recorded(run), self)
 
 
 class ToolResults:
@@ -113,11 +133,15 @@ class ToolResults:
                 await self._keep(call, _field(raw, "output"))
 
     def _is_for_client(self, call_id: str) -> bool:
-        """Whether this is the call in which a tool asked the client: of several at once the one with its name."""
+        """Whether this is the call in which a tool asked the client: of several at once the one with its name.
+
+        Where none has it, all of them count as answered by their tools: nothing that they returned is lost.
+        """
         asked, chosen = self._context.client_tool_call, self._for_client[1]
         if asked is not None and asked is not self._for_client[0]:
             named = [each for each, name in self._unanswered.items() if name == asked.name]
-            chosen = (named or [*self._unanswered] or [call_id])[-1]
+            alone = [*self._unanswered] if len(self._unanswered) == 1 else []
+            chosen = (named or alone or [""])[-1]
             self._for_client = asked, chosen
         return call_id == chosen
 
@@ -177,7 +201,7 @@ class HistoryConverter(ThreadItemConverter):
 
     async def to_agent_input(self, thread_items: Sequence[ThreadItem] | ThreadItem) -> list[TResponseInputItem]:
         """Convert the newest first: where the files of a conversation are too large together, older ones give way."""
-        items = thread_items if isinstance(thread_items, Sequence) else [thread_items]
+        items = _answered_after_asked(thread_items if isinstance(thread_items, Sequence) else [thread_items])
         newest_first = [await self._thread_item_to_input_item(item) for item in reversed(items)]
         return [each for converted in reversed(newest_first) for each in converted]
 
@@ -198,7 +222,8 @@ class HistoryConverter(ThreadItemConverter):
         if self._describe_tag is not None:
             try:
                 described = self._describe_tag(tag, self._context)
-                description = await described if isawaitable(described) else described
+                described = await described if isawaitable(described) else described
+                description = described if described is not None else description
             except Exception as error:  # the author's code; one tag must not end this turn and all later ones
                 log_failure(log, "describe_tag failed", error)
         return _text(f"@{tag.text}: {description}")
@@ -213,7 +238,7 @@ class HistoryConverter(ThreadItemConverter):
         self, item: HiddenContextItem
     ) -> TResponseInputItem | list[TResponseInputItem] | None:
         content = item.content
-        if isinstance(content, dict) and TOOL in content:
+        if _is_tool_result(item):
             call: Any = {"type": "function_call", "call_id": item.id, "name": content[TOOL]}
             output: Any = {"type": "function_call_output", "call_id": item.id, "output": content["output"]}
             return [{**call, "arguments": content["arguments"]}, output]
@@ -248,6 +273,27 @@ class HistoryConverter(ThreadItemConverter):
         """Chat Completions takes nothing but plain text here; the Responses API takes it as well."""
         text = "\n\n".join(part.text for part in item.content if part.text)
         return {"role": "assistant", "content": text} if text else None
+
+
+def _is_tool_result(item: ThreadItem) -> bool:
+    """Whether it is what `ToolResults` has kept."""
+    content = item.content if isinstance(item, HiddenContextItem) else None
+    return isinstance(content, dict) and content.keys() == {TOOL, "arguments", "output"}
+
+
+def _answered_after_asked(items: Sequence[ThreadItem]) -> list[ThreadItem]:
+    """Put answered questions behind the results of the tools that asked them: those were stored a moment later."""
+    ordered: list[ThreadItem] = []
+    questions: list[ThreadItem] = []
+    for item in items:
+        if isinstance(item, StructuredInputItem):
+            questions.append(item)
+            continue
+        if not _is_tool_result(item):
+            ordered += questions
+            questions = []
+        ordered.append(item)
+    return ordered + questions
 
 
 def _text(text: str) -> ResponseInputTextParam:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 from agents import Agent, Model, ModelProvider, ModelSettings, OpenAIProvider, RunConfig, StreamEvent
 from agents.models.default_models import gpt_5_reasoning_settings_required
+from agents.models.openai_client_utils import is_official_openai_client
 from agents.result import RunResultBase
 from agents.run import CallModelData, ModelInputData
 from chatkit.types import (
@@ -87,16 +88,20 @@ async def _name_request(request: httpx2.Request) -> None:
         request.headers["x-request-id"] = known
 
 
-def run_config(provider: ModelProvider, *, api: str, store: bool, tracing: bool) -> RunConfig:
+def run_config(upstream: Upstream, *, api: str, store: bool, tracing: bool) -> RunConfig:
     """Return what is common to all runs.
 
     The Agents SDK (0.24) posts prompts and the provider's key to OpenAI's traces even with another base URL, and
     OpenAI keeps answers: neither happens unless asked for.
     """
     responses = api == "responses"
+    takes_store = responses or (upstream.client is not None and is_official_openai_client(upstream.client))
     return RunConfig(
-        model_provider=provider,
-        model_settings=ModelSettings(store=store) if responses else ModelSettings(include_usage=True),
+        model_provider=upstream.models,
+        model_settings=ModelSettings(
+            store=store if takes_store else None,  # other servers may refuse a word that they do not know
+            include_usage=None if responses else True,
+        ),
         tracing_disabled=not tracing,
         call_model_input_filter=_without_lost_reasoning if responses and not store else _sendable,
     )
@@ -146,41 +151,67 @@ def _mended(value: Any) -> Any:
     return value
 
 
-def usage_of(run: RunResultBase, model: str, letters: int, cut_off: int = 0) -> Usage:
-    """Return what the run used as the model's server counted it; estimated where it did not.
+class Counted:
+    """A run whose use can be told although its server does not count it, or not what was cut off.
 
-    A response that was cut off, after so many of the letters, is not counted by anybody.
+    For `stream_agent_response`, which wants its events.
     """
-    used = run.context_wrapper.usage
-    if not used.total_tokens:
-        return estimated_usage(model, len(str(run.input)), letters, requests=max(1, used.requests))
-    counted = Usage("", "", model, used.requests, used.input_tokens, used.output_tokens)
-    if not cut_off:
-        return counted
-    more = estimated_usage(model, len(str(run.input)), cut_off)
-    return replace(
-        counted,
-        requests=counted.requests + 1,
-        input_tokens=counted.input_tokens + more.input_tokens,
-        output_tokens=counted.output_tokens + more.output_tokens,
-    )
-
-
-class Uncounted:
-    """A run that knows the `letters` of the response which is not complete, for `stream_agent_response`."""
 
     def __init__(self, run: Any):
         self._run = run
-        self.letters = 0
+        self._letters = 0
+        self._open_letters: int | None = None
+        """Of the response that has begun and is not complete."""
+        self._responses = 0
 
     async def stream_events(self) -> AsyncIterator[StreamEvent]:
         async for event in self._run.stream_events():
             if event.type == "raw_response_event":
-                if event.data.type == "response.output_text.delta":
-                    self.letters += len(event.data.delta)
-                elif event.data.type in ("response.completed", "response.incomplete"):
-                    self.letters = 0
+                self._note(event.data)
             yield event
+
+    def _note(self, data: Any) -> None:
+        if self._open_letters is None:
+            self._open_letters = 0
+            self._responses += 1
+        if data.type == "response.output_text.delta":
+            self._letters += len(data.delta)
+            self._open_letters += len(data.delta)
+        elif data.type in ("response.completed", "response.incomplete"):
+            self._open_letters = None
+
+    def usage(self, model: str) -> Usage | None:
+        """Return what the server counted, and estimates of the rest; None where no answer ever began."""
+        counted = usage_of(self._run, model)
+        if counted is None and self._responses:
+            return estimated_usage(model, _letters(self._run.input), self._letters, requests=self._responses)
+        if counted is None or self._open_letters is None:
+            return counted
+        more = estimated_usage(model, _letters(self._run.input), self._open_letters)
+        return replace(
+            counted,
+            requests=counted.requests + more.requests,
+            input_tokens=counted.input_tokens + more.input_tokens,
+            output_tokens=counted.output_tokens + more.output_tokens,
+        )
+
+
+def usage_of(run: RunResultBase, model: str) -> Usage | None:
+    """Return what the run used as the model's server counted it; None where it did not."""
+    used = run.context_wrapper.usage
+    return Usage("", "", model, used.requests, used.input_tokens, used.output_tokens) if used.total_tokens else None
+
+
+def _letters(value: Any) -> int:
+    """Return how much text there is in a run's input; what stands for files is none."""
+    match value:
+        case str():
+            return 0 if value.startswith("data:") else len(value)
+        case list():
+            return sum(map(_letters, value))
+        case dict():
+            return sum(map(_letters, value.values()))
+    return 0
 
 
 def estimated_usage(model: str, asked: int, answered: int, *, requests: int = 1) -> Usage:
@@ -188,11 +219,11 @@ def estimated_usage(model: str, asked: int, answered: int, *, requests: int = 1)
     return Usage("", "", model, requests, asked // 4, answered // 4)
 
 
-def letters_in(event: ThreadStreamEvent) -> int:
-    """Return the length of what the event adds to an answer's text."""
+def is_said(event: ThreadStreamEvent) -> bool:
+    """Whether the event shows text of an answer."""
     match event:
         case ThreadItemUpdatedEvent(update=AssistantMessageContentPartTextDelta(delta=delta)):
-            return len(delta)
+            return bool(delta)
         case ThreadItemDoneEvent(item=AssistantMessageItem(content=content)):
-            return 1 if any(part.text for part in content) else 0
-    return 0
+            return any(part.text for part in content)
+    return False

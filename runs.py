@@ -10,7 +10,6 @@ from typing import Any
 
 from agents import Agent, ModelSettings, RunConfig, RunContextWrapper, Runner
 from agents.exceptions import ModelRefusalError
-from chatkit.agents import AgentContext, stream_agent_response
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
     AssistantMessageContent,
@@ -26,10 +25,10 @@ from agentmodule import AgentModule
 from attachments import Attachments, KeptImages
 from context import RequestContext
 from conversations import ConversationStore, Usage
-from history import HistoryConverter, ToolResults, load_history
+from history import HistoryConverter, RecordingContext, load_history, workflow_to_go_on
 from leases import RETRY_SECONDS
-from provider import Uncounted, letters_in, model_name, usage_of, with_reasoning_kept
-from sdk import OwnIds, StreamedContext
+from provider import Counted, is_said, model_name, with_reasoning_kept
+from sdk import StreamedContext, stream_agent_response
 from telemetry import note_first_token
 from titles import title_by_model
 from toolservers import ToolServers, with_tools_of
@@ -91,7 +90,7 @@ class AgentRuns:
 
     def agent_context(self, thread: ThreadMetadata, context: RequestContext) -> StreamedContext:
         """Return what the agent's tools and handlers get."""
-        return StreamedContext(thread=thread, store=self._store, request_context=context)
+        return RecordingContext(thread=thread, store=self._store, request_context=context)
 
     async def _run(
         self,
@@ -104,32 +103,34 @@ class AgentRuns:
     ) -> Events:
         agent_context = self.agent_context(thread, context)
         items = await load_history(self._store, thread.id, self._history_items, context)
-        config = await self._config_for(agent, agent_context, items, message)
+        config = self._config_for(agent, items, message)
+        if message and (choice := message.inference_options.tool_choice):
+            agent = await _beginning_with(choice.id, agent, agent_context)
         if anew and message is not None:
             await self._store.delete_items_after(thread.id, message.id, context)
             items = await load_history(self._store, thread.id, self._history_items, context)
         converter = HistoryConverter(self._attachments, context, self._agent.describe_tag)
         model_input = await converter.to_agent_input(items)
+        agent_context.workflow_item = workflow_to_go_on(items)
         run = Runner.run_streamed(agent, model_input, context=agent_context, run_config=config)
-        letters, uncounted = 0, Uncounted(run)
+        counted, has_said = Counted(run), False
         try:
-            results: Any = ToolResults(OwnIds(uncounted), agent_context)
             images = KeptImages(self._attachments, self._store, thread.id, context)
-            async for event in stream_agent_response(agent_context, results, converter=images):
-                yield agent_context.as_streamed(event)
-                said = letters_in(event)
-                if said and not letters:
+            async for event in stream_agent_response(agent_context, counted, converter=images):
+                yield event
+                if not has_said and is_said(event):
+                    has_said = True
                     note_first_token()
-                letters += said
         except ModelRefusalError as refusal:
-            if not letters:  # the Agents SDK (0.24) may drop the message that it raises this for
+            if not has_said:  # the Agents SDK (0.24) may drop the message that it raises this for
                 yield ThreadItemDoneEvent(item=self._assistant_message(thread, refusal.refusal, context))
         finally:
             run.cancel()  # without it the model would run to its end after a Stop
             if run.run_loop_task is not None:
                 await asyncio.wait({run.run_loop_task})
                 _ = run.run_loop_exception  # asked for, or asyncio would log it with a traceback and users' words
-            await self._add_usage(usage_of(run, model_name(agent, config), letters, uncounted.letters), context)
+            if used := counted.usage(model_name(agent, config)):
+                await self._add_usage(used, context)
 
     def _assistant_message(self, thread: ThreadMetadata, text: str, context: RequestContext) -> AssistantMessageItem:
         return AssistantMessageItem(
@@ -149,25 +150,21 @@ class AgentRuns:
         agent = self._agent.create_agent(context)
         return await agent if isawaitable(agent) else agent
 
-    async def _config_for(
-        self,
-        agent: Agent[Any],
-        agent_context: AgentContext[RequestContext],
-        items: Sequence[ThreadItem],
-        message: UserMessageItem | None,
-    ) -> RunConfig:
-        """Return the run's config with what the user chose: the model for the whole turn, the tool for its beginning.
+    def _config_for(self, agent: Agent[Any], items: Sequence[ThreadItem], message: UserMessageItem | None) -> RunConfig:
+        """Return the run's config with the model that the user chose.
 
-        A turn that goes on after a tool's output or an answered form has the choices of the message that began it.
+        A turn that goes on after a tool's output or an answered form has the choice of the message that began it.
         """
         config = self._run_config
         asked = message or next((item for item in reversed(items) if isinstance(item, UserMessageItem)), None)
         if asked and asked.inference_options.model in self._models:
             config = replace(config, model=asked.inference_options.model)
-        if message and (choice := message.inference_options.tool_choice):
-            tools = await agent.get_all_tools(RunContextWrapper(agent_context))
-            if choice.id not in {tool.name for tool in tools}:
-                raise CustomStreamError(f"The agent has no tool “{choice.id[:100]}”. Choose another, or none.")
-            chosen = ModelSettings(tool_choice=choice.id)
-            config = replace(config, model_settings=(config.model_settings or ModelSettings()).resolve(chosen))
         return with_reasoning_kept(config, model_name(agent, config))
+
+
+async def _beginning_with(tool: str, agent: Agent[Any], agent_context: StreamedContext) -> Agent[Any]:
+    """Return the agent as one that begins with this tool. (In a `RunConfig` the choice would be other agents' too.)"""
+    tools = await agent.get_all_tools(RunContextWrapper(agent_context))
+    if tool not in {each.name for each in tools}:
+        raise CustomStreamError(f"The agent has no tool “{tool[:100]}”. Choose another, or none.")
+    return agent.clone(model_settings=agent.model_settings.resolve(ModelSettings(tool_choice=tool)))

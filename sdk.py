@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from functools import cache, cached_property
@@ -11,7 +12,7 @@ import chatkit.agents
 import chatkit.server
 import httpx2
 from agents import RawResponsesStreamEvent, StreamEvent
-from chatkit.agents import AgentContext
+from chatkit.agents import AgentContext, ResponseStreamConverter
 from chatkit.types import ChatKitReq, ThreadItem, ThreadItemAddedEvent, ThreadStreamEvent
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionChunk
@@ -113,10 +114,33 @@ async def _pump(events: AsyncIterator[Any], waiting: asyncio.Queue[Any]) -> None
         waiting.put_nowait(_RunEnded())
 
 
+_stream_agent_response: Any = chatkit.agents.stream_agent_response
+
+
+async def stream_agent_response(
+    context: AgentContext[Any], result: Any, *, converter: ResponseStreamConverter | None = None
+) -> AsyncGenerator[ThreadStreamEvent, None]:
+    """Do as ChatKit's function of this name, for a run inside an action's handler too.
+
+    ChatKit 1.6.5 has the handler's events and the run's read from one queue, each taking what is the other's.
+    """
+    around, context._events = context._events, asyncio.Queue()
+    options = {} if converter is None else {"converter": converter}
+    recorded = context.recorded(result) if isinstance(context, StreamedContext) else OwnIds(result)
+    try:
+        async with aclosing(_stream_agent_response(context, recorded, **options)) as events:
+            async for event in events:
+                yield context.as_streamed(event) if isinstance(context, StreamedContext) else event
+    finally:
+        context._events = around
+
+
 def patch() -> None:
     """Put the replacements into the SDK's modules; again does no harm."""
     vars(chatkit.server).update(datetime=_AwareDatetime)
-    vars(chatkit.agents).update(datetime=_AwareDatetime, _merge_generators=_merge)
+    vars(chatkit.agents).update(
+        datetime=_AwareDatetime, _merge_generators=_merge, stream_agent_response=stream_agent_response
+    )
 
 
 patch()
@@ -139,6 +163,10 @@ class StreamedContext(AgentContext[RequestContext]):
     """
 
     _announced: dict[int, ThreadItem] = PrivateAttr(default_factory=dict)
+
+    def recorded(self, run: Any) -> Any:
+        """Return the run as it is to be read, with all that is to be noted on the way."""
+        return OwnIds(run)
 
     async def stream(self, event: ThreadStreamEvent) -> None:
         if isinstance(event, ThreadItemAddedEvent):
@@ -244,6 +272,7 @@ class OwnIds:
                 | "response.output_text.delta"
                 | "response.output_text.done"
                 | "response.output_text.annotation.added"
+                | "response.image_generation_call.partial_image"
             ):
                 data.item_id = self._id(data)
                 if isinstance(annotation := getattr(data, "annotation", None), BaseModel):

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from inspect import isawaitable
 from typing import Any
 
 from agents import RunConfig
@@ -300,9 +301,8 @@ class ChatServer(ChatKitServer[RequestContext]):
     ) -> SyncCustomActionResponse:
         assert self._agent.handle_sync_action is not None  # checked before
         agent_context = self._runs.agent_context(thread, context)
-        response: SyncCustomActionResponse | None = await self._agent.handle_sync_action(
-            thread, action, sender, agent_context
-        )
+        response: Any = self._agent.handle_sync_action(thread, action, sender, agent_context)
+        response = await response if isawaitable(response) else response
         if response is None or response.updated_item is None:
             return SyncCustomActionResponse()
         item = response.updated_item

@@ -276,6 +276,9 @@ def _take_secret_files(given: dict[str, str], problems: list[str]) -> None:
                 given[name] = Path(path).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError):
                 problems.append(f"{name}_FILE must name a readable text file: {path}.")
+                continue
+            if not given[name]:
+                problems.append(f"{name}_FILE names an empty file: {path}.")
 
 
 def _contradictions(given: Mapping[str, str], values: Mapping[str, Any]) -> list[str]:
@@ -322,8 +325,9 @@ def load_environ(dotenv: Path) -> Mapping[str, str]:
     """
     problems: list[str] = []
     if dotenv.exists():
-        for name, value in _parse_dotenv(dotenv, problems):
-            os.environ.setdefault(name, value)
+        for name, value in dict(_parse_dotenv(dotenv, problems)).items():  # of a name that stands twice, the last
+            if not os.environ.get(name, "").strip():
+                os.environ[name] = value
     for name in [name for name, value in os.environ.items() if name.startswith("OPENAI_") and not value.strip()]:
         del os.environ[name]
     if problems:

@@ -40,7 +40,7 @@ async def title_by_model(
                 namer = Agent(name="Title", instructions=INSTRUCTIONS, model=agent.model)
                 run = await Runner.run(namer, text, run_config=run_config, max_turns=1)
             answer = str(run.final_output)
-            title, used = tidy(answer), usage_of(run, model, len(answer))
+            title, used = tidy(answer), usage_of(run, model) or estimated_usage(model, len(text), len(answer))
         except Exception as error:
             log_failure(log, "no title from the model", error)
     return title or title_by_words(message), used

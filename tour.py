@@ -10,7 +10,6 @@ from typing import Any
 from agents import Agent, RunContextWrapper, StopAtTools, Tool, function_tool
 from chatkit.actions import Action, ActionConfig
 from chatkit.agents import AgentContext, ClientToolCall
-from chatkit.errors import CustomStreamError
 from chatkit.types import (
     CustomTask,
     NoticeEvent,
@@ -30,6 +29,7 @@ from chatkit.widgets import DynamicWidgetRoot
 
 from agentmodule import AgentModule
 from context import RequestContext
+from failures import Refused
 
 Chat = RunContextWrapper[AgentContext[RequestContext]]
 
@@ -103,17 +103,14 @@ def with_tour(module: AgentModule) -> AgentModule:
         stop = _stopping_too(agent.tool_use_behavior)
         return agent.clone(tools=[*agent.tools, *TOOLS], tool_use_behavior=stop)
 
-    async def handle_action(
+    def handle_action(
         thread: ThreadMetadata, action: Action[str, Any], sender: WidgetItem | None, agent_context: AgentContext[Any]
     ) -> AsyncIterator[ThreadStreamEvent]:
         if action.type == PRESS and sender is not None:
-            pressed = _counter(int((action.payload or {}).get("pressed", 0)) + 1)
-            yield ThreadItemReplacedEvent(item=sender.model_copy(update={"widget": pressed}))
-        elif module.handle_action is None:
-            raise CustomStreamError("The agent has no handle_action for this action.")
-        else:
-            async for event in module.handle_action(thread, action, sender, agent_context):
-                yield event
+            return _pressed(action, sender)
+        if module.handle_action is None:
+            raise Refused("not_configured", "The agent has no handle_action for this action.")
+        return module.handle_action(thread, action, sender, agent_context)
 
     return replace(module, create_agent=create_agent, handle_action=handle_action)
 
@@ -125,6 +122,11 @@ def _stopping_too(behavior: Any) -> Any:
     if isinstance(behavior, dict):
         return StopAtTools(stop_at_tool_names=[*behavior.get("stop_at_tool_names", ()), *WAITING])
     return behavior
+
+
+async def _pressed(action: Action[str, Any], sender: WidgetItem) -> AsyncIterator[ThreadStreamEvent]:
+    pressed = _counter(int((action.payload or {}).get("pressed", 0)) + 1)
+    yield ThreadItemReplacedEvent(item=sender.model_copy(update={"widget": pressed}))
 
 
 def _counter(pressed: int) -> DynamicWidgetRoot:

@@ -174,13 +174,15 @@ class Turn(StreamingResult):
         except asyncio.CancelledError:
             note(outcome=STOPPED_OUTCOMES.get(self.stopped or Stopped.CLIENT_GONE, "stopped"))
             await self._end([stopped_marker(self.thread.id)], self._words_for_stop())
-        except (LeaseLost, NotFoundError) as error:  # another turn has the thread, or it is deleted: write no more
-            log.warning("turn on thread %s ended: %s", self.thread.id, type(error).__name__)
-            lost = isinstance(error, LeaseLost)
-            note(outcome="lease_lost" if lost else "stopped")
-            more: list[ThreadItem] = [stopped_marker(self.thread.id)] if lost else []
-            await self._end(more, ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST]))
+        except LeaseLost:  # another turn has the thread: write no more
+            log.warning("turn on thread %s ended: its lease is another's", self.thread.id)
+            note(outcome="lease_lost")
+            await self._end([stopped_marker(self.thread.id)], ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST]))
         except Exception as failure:
+            if isinstance(failure, NotFoundError) and await self._is_deleted():
+                note(outcome="stopped")
+                await self._end([], ErrorEvent(message=STOPPED_WORDS[Stopped.LEASE_LOST]))
+                return
             raised = raised_by_author(failure)
             words = words_for(raised)
             if not isinstance(raised, CustomStreamError):  # its author's own way to end a turn
@@ -189,6 +191,14 @@ class Turn(StreamingResult):
         else:
             note(outcome="completed")
             await self._end([], None)
+
+    async def _is_deleted(self) -> bool:
+        with suppress(StoreUnavailable):
+            try:
+                await self._store.load_thread(self.thread.id, self.context)
+            except NotFoundError:
+                return True
+        return False
 
     async def _record(self, event: ThreadStreamEvent) -> None:
         """Store what the event says before the client hears it."""
