@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import logging.config
 import multiprocessing
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -14,7 +15,7 @@ import chatkitlogger  # noqa: F401 (before all else of ChatKit)
 from collector import quiet_collector  # before the SDKs
 
 # isort: split
-from agents import set_tracing_disabled
+from agents import set_default_openai_api, set_default_openai_client, set_tracing_disabled
 from chatkit.server import StreamingResult
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -41,11 +42,11 @@ from page import PageSettings, page_routes
 from provider import open_upstream, run_config
 from sdk import parse_request
 from server import ChatServer
-from settings import Settings, load_settings
+from settings import Settings, SettingsError, load_settings
 from sockets import held_no_longer_than_by_parent
 from store import open_store
 from streams import SSE_HEADERS, TurnResponse
-from telemetry import Telemetry, note
+from telemetry import Telemetry, logging_config, note
 from toolservers import ToolServers
 from tour import with_tour
 from turn import Turn
@@ -67,7 +68,7 @@ MAX_LARGE_BODIES = 64
 
 def create_app(settings: Settings | None = None) -> Starlette:
     """Return the service; without settings they come from the environment and from a `.env` file beside this one."""
-    settings = settings or load_settings(Path(__file__).with_name(".env"))
+    settings = settings or settings_of_the_process()
     return Starlette(
         routes=[
             Route("/chatkit", chatkit, methods=["POST"]),
@@ -95,6 +96,21 @@ def create_app(settings: Settings | None = None) -> Starlette:
     )
 
 
+def settings_of_the_process() -> Settings:
+    """Return the settings, and log as they say where nobody has seen to it, as under `uvicorn --factory`.
+
+    Raises `SystemExit`, as `serve` ends, when they cannot be read.
+    """
+    try:
+        settings = load_settings(Path(__file__).with_name(".env"))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    if not logging.getLogger().handlers:
+        logging.config.dictConfig(logging_config(settings.log_level, settings.log_format))
+    return settings
+
+
 def page_settings(settings: Settings) -> PageSettings:
     return PageSettings(
         login=bool(settings.jwks_url),
@@ -116,7 +132,6 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
         if settings.offline:
             agent = with_tour(agent)
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(MAX_THREADS))
-        set_tracing_disabled(not settings.agents_tracing)  # of runs that an agent's author starts, too
         async with AsyncExitStack() as stack:
             upstream = await stack.enter_async_context(
                 open_upstream(
@@ -128,6 +143,10 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                     timeout_seconds=settings.turn_timeout_seconds,
                 )
             )
+            set_tracing_disabled(not settings.agents_tracing)  # these are for runs that an agent's author starts
+            set_default_openai_api(settings.openai_api)
+            if upstream.client:
+                set_default_openai_client(upstream.client)
             verifier = await stack.enter_async_context(verifier_of(settings)) if settings.jwks_url else None
             local = LocalAccess(settings.allowed_origins, settings.public_url, allow_anonymous=settings.allow_anonymous)
             if not (settings.jwks_url or settings.allow_anonymous):

@@ -30,7 +30,7 @@ from openai.types.responses import ResponseInputContentParam
 from pydantic import AnyUrl
 
 from context import RequestContext
-from conversations import CHUNK_BYTES, AlreadyUploaded, ConversationStore, new_id
+from conversations import CHUNK_BYTES, KEPT, AlreadyUploaded, ConversationStore, new_id
 from failures import Refused
 
 UPLOAD_LINK_SECONDS = 15 * 60
@@ -318,17 +318,14 @@ class KeptImages(ResponseStreamConverter):
         return str(_kept_url(kept))
 
 
-_KEPT = "urn:attachment:"
-
-
 def _kept_url(attachment_id: str) -> AnyUrl:
     """Return what stands in the store where a client sees a link."""
-    return AnyUrl(_KEPT + attachment_id)
+    return AnyUrl(KEPT + attachment_id)
 
 
 def kept_id(url: str) -> str | None:
     """Return the attachment's id in a stored address; None for an address elsewhere."""
-    return url.removeprefix(_KEPT) if url.startswith(_KEPT) else None
+    return url.removeprefix(KEPT) if url.startswith(KEPT) else None
 
 
 async def _chunks(data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

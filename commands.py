@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import NoReturn, TextIO
 
 import uvicorn
 from agents.models import get_default_model
-from uvicorn.supervisors import ChangeReload, Multiprocess
+from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.statreload import StatReload
 
 from agentmodule import AgentModule
 from app import create_app
@@ -115,6 +116,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> int:
         factory=not alone,
         workers=settings.workers,
         reload=options.reload,
+        reload_dirs=[str(folder) for folder in _folders_of_code(settings.agent)],
         http=Connection,
         limit_concurrency=max_connections(settings.max_turns),
         lifespan="on",
@@ -123,12 +125,12 @@ def serve(settings: Settings, options: argparse.Namespace) -> int:
         server_header=False,
         root_path=settings.root_path,
         forwarded_allow_ips=settings.forwarded_allow_ips,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
+        timeout_graceful_shutdown=1 if options.reload else max(1, round(settings.shutdown_grace_seconds)),
         timeout_worker_healthcheck=WORKER_SECONDS,
         callback_notify=_tell_that_all_is_well,
     )
     if options.reload:
-        ChangeReload(config, uvicorn.Server(config).run, [listener]).run()
+        _Reload(config, uvicorn.Server(config).run, [listener]).run()
     elif settings.workers > 1:
         with shared_folder():
             supervisor = Multiprocess(config, [listener])
@@ -291,6 +293,22 @@ def _summary(settings: Settings) -> str:
     login = f"login by {settings.jwt_issuer}" if settings.jwks_url else "no login"
     model = f"{settings.openai_default_model or get_default_model()} at {settings.openai_base_url or 'OpenAI'}"
     return f"{settings.database_name}; {login}; {'the offline demo' if settings.offline else model}"
+
+
+def _folders_of_code(agent: str) -> set[Path]:
+    """Return where the service's modules are, and the agent's."""
+    module = sys.modules[agent.partition(":")[0]].__file__
+    return {Path(file).resolve().parent for file in (__file__, module) if file is not None}
+
+
+class _Reload(StatReload):
+    """Looks at the Python files in the folders, and not at the thousands of a virtual environment there."""
+
+    def iter_py_files(self) -> Iterator[Path]:
+        for folder in self.config.reload_dirs:
+            for path, folders, files in os.walk(folder):
+                folders[:] = [name for name in folders if not name.startswith(".") and name != "node_modules"]
+                yield from (Path(path, name) for name in files if name.endswith(".py"))
 
 
 class _Server(uvicorn.Server):

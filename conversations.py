@@ -125,6 +125,8 @@ class DeletedUser:
     running_turns: int
 
 
+KEPT = "urn:attachment:"
+"""Begins, before an attachment's id, what stands in the store where a client sees a link to an image."""
 CHUNK_BYTES = 256 * 1024
 """Attachments are kept in chunks of this size, the last one excepted."""
 UNSENT_HOURS = 24

@@ -13,7 +13,7 @@ from chatkit.store import NotFoundError
 from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata, UserMessageItem
 
 from context import RequestContext
-from conversations import HIDDEN_TYPES, AlreadySent, IncompatibleDatabase
+from conversations import HIDDEN_TYPES, KEPT, AlreadySent, IncompatibleDatabase
 from pool import WORK_SECONDS, Pool, Session
 from postgresschema import MIGRATIONS, NOW
 from postgresthreads import insert_thread, lock_thread, put_item, require_lease, require_thread
@@ -327,19 +327,22 @@ async def _send_attachment(db: Session, attachment: Attachment, thread_id: str, 
 async def _delete_attachments_of(
     db: Session, condition: str, which: str | int, thread_id: str, context: RequestContext
 ) -> None:
-    """Delete the attachments of the messages that are about to be deleted, unless one that stays has them too."""
-    messages = "SELECT body FROM @items WHERE type = 'user_message' AND thread_id = %s AND user_id = %s AND"
+    """Delete the files of the items that are about to be deleted, unless an item that stays has them too."""
+    kinds = "type IN ('user_message', 'generated_image')"
+    here = f"SELECT body FROM @items WHERE {kinds} AND thread_id = %s AND user_id = %s AND"
     values = thread_id, context.user_id, which
-    if ids := _attachment_ids(await db.rows(f"{messages} {condition}", values)):
-        ids -= _attachment_ids(await db.rows(f"{messages} NOT {condition}", values))
+    if ids := _attachment_ids(await db.rows(f"{here} {condition}", values)):
+        ids -= _attachment_ids(await db.rows(f"{here} NOT {condition}", values))
         await db.execute(
             "DELETE FROM @attachments WHERE id = ANY (%s::text[]) AND user_id = %s", ([*ids], context.user_id)
         )
 
 
 def _attachment_ids(rows: Sequence[Any]) -> set[str]:
-    """Return what the messages hold. (PostgreSQL cannot look into JSON that has U+0000 anywhere.)"""
-    return {attachment["id"] for row in rows for attachment in json.loads(row.body).get("attachments", [])}
+    """Return what the items hold. (PostgreSQL cannot look into JSON that has U+0000 anywhere.)"""
+    items = [json.loads(row.body) for row in rows]
+    sent = {attachment["id"] for item in items for attachment in item.get("attachments", [])}
+    return sent | {item["image"]["url"].removeprefix(KEPT) for item in items if item.get("image")}
 
 
 async def _after_seq(db: Session, after: str, lookup: str, *owner: str) -> int:

@@ -105,7 +105,7 @@ class AgentRuns:
         items = await load_history(self._store, thread.id, self._history_items, context)
         config = self._config_for(agent, items, message)
         if message and (choice := message.inference_options.tool_choice):
-            agent = await _beginning_with(choice.id, agent, agent_context)
+            agent = await beginning_with(choice.id, agent, agent_context)
         if anew and message is not None:
             await self._store.delete_items_after(thread.id, message.id, context)
             items = await load_history(self._store, thread.id, self._history_items, context)
@@ -162,8 +162,11 @@ class AgentRuns:
         return with_reasoning_kept(config, model_name(agent, config))
 
 
-async def _beginning_with(tool: str, agent: Agent[Any], agent_context: StreamedContext) -> Agent[Any]:
-    """Return the agent as one that begins with this tool. (In a `RunConfig` the choice would be other agents' too.)"""
+async def beginning_with(tool: str, agent: Agent[Any], agent_context: StreamedContext | None) -> Agent[Any]:
+    """Return the agent as one that begins with this tool. (In a `RunConfig` the choice would be other agents' too.)
+
+    Raises ChatKit's `CustomStreamError` when it has no such tool.
+    """
     tools = await agent.get_all_tools(RunContextWrapper(agent_context))
     if tool not in {each.name for each in tools}:
         raise CustomStreamError(f"The agent has no tool “{tool[:100]}”. Choose another, or none.")

@@ -8,7 +8,7 @@ from chatkit.store import NotFoundError
 from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata, UserMessageItem
 
 from context import RequestContext
-from conversations import HIDDEN_TYPES, AlreadySent, ConversationStore, IncompatibleDatabase
+from conversations import HIDDEN_TYPES, KEPT, AlreadySent, ConversationStore, IncompatibleDatabase
 from rows import (
     attachment_body,
     changed_columns,
@@ -312,14 +312,20 @@ def _send_attachment(db: sqlite3.Connection, attachment: Attachment, thread_id: 
 def _delete_attachments_of(
     db: sqlite3.Connection, condition: str, which: str | int, thread_id: str, context: RequestContext
 ) -> None:
-    """Delete the attachments of the messages that are about to be deleted, unless one that stays has them too."""
-    sent = (
+    """Delete the files of the items that are about to be deleted, unless an item that stays has them too."""
+    here = "items.thread_id = :thread AND items.user_id = :user"
+    of_messages = (
         "SELECT json_extract(attachment.value, '$.id') FROM items, json_each(items.body, '$.attachments') AS attachment"
-        " WHERE items.type = 'user_message' AND items.thread_id = :thread AND items.user_id = :user"
+        f" WHERE items.type = 'user_message' AND {here}"
+    )
+    of_images = (
+        f"SELECT substr(json_extract(items.body, '$.image.url'), {len(KEPT) + 1}) FROM items"
+        f" WHERE items.type = 'generated_image' AND {here}"
     )
     db.execute(
         "DELETE FROM attachments WHERE user_id = :user"
-        f" AND id IN ({sent} AND {condition}) AND id NOT IN ({sent} AND NOT {condition})",
+        f" AND id IN ({of_messages} AND {condition} UNION ALL {of_images} AND {condition})"
+        f" AND id NOT IN ({of_messages} AND NOT {condition})",
         {"which": which, "thread": thread_id, "user": context.user_id},
     )
 

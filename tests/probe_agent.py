@@ -6,8 +6,16 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
-from agents import Agent, GuardrailFunctionOutput, RunContextWrapper, StopAtTools, function_tool, input_guardrail
-from chatkit.agents import AgentContext, ClientToolCall
+from agents import (
+    Agent,
+    GuardrailFunctionOutput,
+    RunContextWrapper,
+    Runner,
+    StopAtTools,
+    function_tool,
+    input_guardrail,
+)
+from chatkit.agents import AgentContext, ClientToolCall, stream_agent_response
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
     ClosedStatus,
@@ -138,6 +146,13 @@ async def pick_file(wrapper: Context) -> str:
 
 
 @function_tool
+async def choose_file(wrapper: Context) -> str:
+    """Ask the client for a file, by a tool of another name."""
+    wrapper.context.client_tool_call = ClientToolCall(name="open_dialog", arguments={})
+    return "asked by another name"
+
+
+@function_tool
 async def ask_form(wrapper: Context) -> str:
     """Ask the user two questions."""
     context = wrapper.context
@@ -203,6 +218,7 @@ async def who_am_i(wrapper: Context) -> str:
 
 
 TOOLS = [
+    choose_file,
     block,
     who_am_i,
     look_up,
@@ -241,6 +257,13 @@ def create_agent(context: RequestContext) -> Agent[AgentContext[RequestContext]]
 async def handle_action(
     thread: Any, action: Any, sender: WidgetItem | None, agent_context: AgentContext[RequestContext]
 ) -> AsyncIterator[ThreadStreamEvent]:
+    if action.type == "ask":  # as ChatKit's documentation has it
+        run = Runner.run_streamed(create_agent(agent_context.request_context), "pressed", context=agent_context)
+        async for event in stream_agent_response(agent_context, run):
+            yield event
+        return
+    if action.type == "look":
+        await agent_context.store.load_item(thread.id, "msg_missing", agent_context.request_context)
     await agent_context.stream_widget(Card(children=[Text(value=f"new: {action.type}")]))
     if sender is not None:
         changed = sender.model_copy(update={"widget": Card(children=[Text(value=f"did {action.type}")])})

@@ -282,6 +282,12 @@ def test_an_output_that_nobody_asked_for_is_a_conflict(client: Client) -> None:
     assert (response.status_code, response.json()["code"]) == (409, "conflict")
 
 
+def test_what_a_handler_does_not_find_is_no_lost_thread(client: Client) -> None:
+    thread = thread_of(client.create())
+    [*_, error] = client.stream("threads.custom_action", {"thread_id": thread, "action": {"type": "look"}})
+    assert error["message"] == "Something went wrong on our side. Try again."
+
+
 @pytest.mark.parametrize("operation", ["threads.custom_action", "threads.sync_custom_action"])
 def test_only_a_widget_sends_actions(client: Client, operation: str) -> None:
     events = client.create("Hi")

@@ -26,7 +26,7 @@ from databases import Database, PostgresDatabase
 from service import ROOT, errors_of, eventually, fold, is_up, message, process, run, service, text_of, thread_of
 from settings import Settings
 from sockets import UNREAD_SECONDS, listen
-from standin import Begin, Call, Hang, Say, StandIn, standing_in
+from standin import Begin, Call, Fail, Hang, Say, StandIn, standing_in
 from test_faults import seen_text
 
 
@@ -278,6 +278,16 @@ def test_usage_is_counted_by_day_user_and_model_with_feedback(tmp_path: Path, mo
     lines = run(tmp_path, "usage").stdout.splitlines()
     assert lines[1].split() == [f"{datetime.now(UTC):%Y-%m-%d}", "local", "stand-in", "4", "28", "20"]
     assert lines[-1].split() == ["local", "0", "1"]
+
+
+def test_nothing_is_counted_of_an_answer_that_never_began(tmp_path: Path, model: StandIn) -> None:
+    model.will(Fail(400))
+    with service(**probing(model, tmp_path / "chatkit.db")) as client:
+        events = client.create("x" * 100_000)
+        assert errors_of(events)
+        on_thread = {"thread_id": thread_of(events)}
+        eventually(lambda: "title" in client.ask("threads.get_by_id", on_thread), what="its title, which counts")
+    assert run(tmp_path, "usage").stdout.splitlines()[1].split()[3:] == ["1", "7", "5"]
 
 
 def test_what_was_said_before_an_answer_was_stopped_is_counted_too(tmp_path: Path, model: StandIn) -> None:

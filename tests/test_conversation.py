@@ -8,15 +8,25 @@ import json
 import os
 import re
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chatkit.types import UserMessageTagContent
+from agents import Agent, function_tool
+from chatkit.types import (
+    ClientToolCallItem,
+    EndOfTurnItem,
+    HiddenContextItem,
+    UserMessageTagContent,
+    Workflow,
+    WorkflowItem,
+)
 
 from conftest import probing
 from context import RequestContext
-from history import HistoryConverter
+from history import HistoryConverter, workflow_to_go_on
+from runs import beginning_with
 from service import Client, errors_of, eventually, fold, message, service, text_of, thread_of
 from standin import Call, Fail, Hang, Reason, Refuse, Say, StandIn
 
@@ -206,6 +216,38 @@ async def test_a_tag_that_its_author_cannot_describe_is_described_as_usual(
     assert "SENTINEL" not in caplog.text
 
 
+def hidden(content: Any) -> HiddenContextItem:
+    return HiddenContextItem(id="msg_1", thread_id="thr_1", created_at=datetime.now(UTC), content=content)
+
+
+@pytest.mark.anyio
+async def test_what_an_author_hides_is_never_taken_for_a_tools_result() -> None:
+    attachments: Any = None  # is not asked
+    converter = HistoryConverter(attachments, RequestContext("alice"))
+    [told] = await converter.to_agent_input([hidden({"tool": "hammer", "size": 3})])
+    assert "hammer" in json.dumps(told)
+
+
+def test_a_workflow_goes_on_behind_a_call_of_the_clients_tool_whatever_is_hidden_between() -> None:
+    base: dict[str, Any] = {"thread_id": "thr_1", "created_at": datetime.now(UTC)}
+    workflow = WorkflowItem(id="wf_1", workflow=Workflow(type="custom", tasks=[]), **base)
+    call = ClientToolCallItem(id="tc_1", call_id="c", name="pick", arguments={}, **base)
+    secret, later = hidden("a result"), EndOfTurnItem(id="end", **base)
+    assert workflow_to_go_on([workflow, secret, call, secret]) is workflow
+    assert workflow_to_go_on([call, secret, workflow, secret]) is workflow
+    assert workflow_to_go_on([workflow, later]) is None
+    assert workflow_to_go_on([]) is None
+
+
+def test_parallel_calls_lose_no_result_when_one_asks_the_client_by_another_name(client: Client, model: StandIn) -> None:
+    model.will(Call("choose_file", call_id="call_1"), Call("look_up", {"word": "x"}, call_id="call_2"))
+    thread = thread_of(client.create("Both"))
+    client.stream("threads.add_client_tool_output", {"thread_id": thread, "result": "a.txt"})
+    sent = json.dumps(model.asked[-1].body["input"])
+    assert "x means something" in sent
+    assert "a.txt" in sent
+
+
 def test_reasoning_that_nobody_keeps_is_not_sent_back(client: Client, model: StandIn) -> None:
     model.will(Reason("I think."), Call("look_up", {"word": "x"}))
     assert not errors_of(client.create("Think, then look it up"))
@@ -244,6 +286,14 @@ def test_the_chosen_tool_is_called_first(client: Client, model: StandIn) -> None
     first, second = model.asked
     assert first.body["tool_choice"] == {"type": "function", "name": "look_up"}
     assert second.body.get("tool_choice") in (None, "auto")
+
+
+@pytest.mark.anyio
+async def test_the_chosen_tool_is_the_choice_of_the_first_agent_alone() -> None:
+    agent: Agent[Any] = Agent(name="First", tools=[function_tool(lambda: "", name_override="look_up")])
+    begun = await beginning_with("look_up", agent, None)
+    assert begun.model_settings.tool_choice == "look_up"
+    assert agent.model_settings.tool_choice is None
 
 
 def test_a_tool_that_the_agent_does_not_have_is_named(client: Client, model: StandIn) -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import gc
+import json
 import re
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import chatkit.agents
@@ -20,6 +22,7 @@ from pydantic import TypeAdapter
 
 import sdk
 from conftest import probing
+from provider import open_upstream, run_config
 from service import Client, errors_of, eventually, fold, message, service, text_of, thread_of
 from standin import Call, Reason, Say, StandIn
 
@@ -273,3 +276,30 @@ def test_an_answer_that_is_guarded_away_is_removed_and_stays_removed(client: Cli
     assert "safety" in error["message"]
     assert [item["type"] for item in client.items(thread_of(events))] == ["user_message"]
     assert client.items(thread_of(events)) == fold(events)
+
+
+@pytest.mark.parametrize("api", ["responses", "chat_completions"])
+def test_a_handler_may_answer_an_action_by_a_run_of_its_own(tmp_path: Path, model: StandIn, api: str) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
+        thread = thread_of(client.create())
+        for word in ("first", "second"):
+            model.will(Call("look_up", {"word": word}))
+            model.will(Say(f"Pressed the {word} time."))
+            events = client.stream("threads.custom_action", {"thread_id": thread, "action": {"type": "ask"}})
+            assert errors_of(events) == []
+        texts = [text_of(item) for item in client.items(thread) if item["type"] == "assistant_message"]
+        assert texts[1:] == ["Pressed the first time.", "Pressed the second time."]
+        client.say(thread, "What did you look up?")
+        sent = json.dumps(model.asked[-1].body)
+        assert all(word in sent for word in ("first", "second"))
+
+
+def test_openai_keeps_no_answer_by_either_of_its_apis_and_other_servers_are_not_asked_to() -> None:
+    async def settings_for(base_url: str | None, api: str) -> bool | None:
+        options = {"default_model": "m", "max_connections": 1, "timeout_seconds": 1}
+        async with open_upstream(api_key="none", base_url=base_url, api=api, **options) as upstream:
+            return run_config(upstream, api=api, store=False, tracing=False).model_settings.store
+
+    assert asyncio.run(settings_for(None, "responses")) is False
+    assert asyncio.run(settings_for(None, "chat_completions")) is False
+    assert asyncio.run(settings_for("http://127.0.0.1:1/v1", "chat_completions")) is None

@@ -172,6 +172,20 @@ def test_a_secret_may_be_a_file(tmp_path: Path) -> None:
     assert settings.openai_api_key == "sk-from-a-file"
 
 
+def test_a_secrets_file_that_is_empty_is_named(tmp_path: Path) -> None:
+    (tmp_path / "key").touch()
+    with pytest.raises(SettingsError, match="OPENAI_API_KEY_FILE names an empty file"):
+        Settings.from_environ({"OPENAI_API_KEY_FILE": str(tmp_path / "key")})
+
+
+def test_in_the_file_the_last_of_a_name_counts_and_an_empty_variable_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORT", "")
+    (tmp_path / ".env").write_text("PORT=1\nPORT=2\n")
+    assert load_environ(tmp_path / ".env")["PORT"] == "2"
+
+
 def test_secrets_do_not_show_when_settings_are_printed() -> None:
     environ = {"OPENAI_API_KEY": "sk-secret", "DATABASE_URL": "postgresql://user:secret@host/db"}
     assert "secret" not in repr(Settings.from_environ(environ))

@@ -14,6 +14,7 @@ from chatkit.types import (
     ClientToolCallItem,
     EndOfTurnItem,
     FileAttachment,
+    GeneratedImage,
     GeneratedImageItem,
     HiddenContextItem,
     InferenceOptions,
@@ -33,6 +34,7 @@ from context import RequestContext
 from conversations import (
     CHUNK_BYTES,
     DELETION_BATCH,
+    KEPT,
     STOPPED,
     AlreadySent,
     AlreadyUploaded,
@@ -800,6 +802,18 @@ async def test_deleting_a_message_deletes_its_attachments(store: ConversationSto
             await store.delete_items_after(thread_id, "item_0", alice())
         with pytest.raises(NotFoundError):
             await store.load_attachment("atc_1", alice())
+
+
+async def test_deleting_a_generated_image_deletes_its_bytes(store: ConversationStore) -> None:
+    thread_id = await make_thread(store, items=1)
+    await upload(store, b"abc")
+    image = GeneratedImage(id="i", url=f"{KEPT}atc_1")
+    await store.add_thread_item(
+        thread_id, GeneratedImageItem(id="drawn", thread_id=thread_id, created_at=NOON, image=image), alice()
+    )
+    await store.delete_items_after(thread_id, "item_0", alice())
+    with pytest.raises(NotFoundError):
+        await store.load_attachment("atc_1", alice())
 
 
 async def test_deleting_a_message_keeps_the_attachments_that_another_has_too(store: ConversationStore) -> None:

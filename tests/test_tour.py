@@ -129,3 +129,9 @@ def test_a_second_question_is_answered_by_its_own_words(offline: Client) -> None
     thread = thread_of(offline.create("A widget, please"))
     assert "sources" not in str(offline.say(thread, "Hello again")[0])
     assert text_of(fold(offline.say(thread, "Hello again"))[1]).startswith("**No model")
+
+
+def test_an_action_that_the_demo_does_not_know_has_no_handler(offline: Client) -> None:
+    thread = thread_of(ask(offline, "Hello"))
+    response = offline.post("threads.custom_action", {"thread_id": thread, "action": {"type": "unknown"}})
+    assert (response.status_code, response.json()["code"]) == (422, "not_configured")
