@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 MIB = 1024 * 1024
@@ -202,7 +202,7 @@ class Settings:
     openai_api_key: str | None = _setting(_text, secret=True)
     openai_base_url: str | None = _setting(_base_address)
     openai_default_model: str | None = _setting(_text)
-    openai_api: OpenAIAPI = _setting(_one_of(*get_args(OpenAIAPI)), "responses")
+    openai_api: OpenAIAPI = _setting(_one_of("responses", "chat_completions"), "responses")
     openai_store: bool = _setting(_flag, False)
     agents_tracing: bool = _setting(_flag, False)
     models: tuple[str, ...] = _setting(_each(_text), ())
