@@ -11,8 +11,6 @@ from urllib.parse import SplitResult, urlsplit
 
 MIB = 1024 * 1024
 
-OpenAIAPI = Literal["responses", "chat_completions"]
-
 ATTACHMENT_TYPES = (
     "image/png",
     "image/jpeg",
@@ -202,7 +200,9 @@ class Settings:
     openai_api_key: str | None = _setting(_text, secret=True)
     openai_base_url: str | None = _setting(_base_address)
     openai_default_model: str | None = _setting(_text)
-    openai_api: OpenAIAPI = _setting(_one_of("responses", "chat_completions"), "responses")
+    openai_api: Literal["responses", "chat_completions"] = _setting(
+        _one_of("responses", "chat_completions"), "responses"
+    )
     openai_store: bool = _setting(_flag, False)
     agents_tracing: bool = _setting(_flag, False)
     models: tuple[str, ...] = _setting(_each(_text), ())
