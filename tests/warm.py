@@ -45,8 +45,17 @@ class Warm:
             return json.loads(self._orders.recv(1024))
 
 
-@cache
+_FIRST = threading.Lock()
+
+
 def warm() -> Warm:
+    """Return the one that all threads share: a process that another one forked cannot be waited for."""
+    with _FIRST:
+        return _warm()
+
+
+@cache
+def _warm() -> Warm:
     return Warm()
 
 
