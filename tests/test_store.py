@@ -321,10 +321,12 @@ async def test_an_item_cannot_be_added_to_a_thread_that_is_not_there(store: Conv
         await store.add_thread_item("thr_none", end("i", "thr_none"), alice())
 
 
-async def test_all_items_after_one_are_deleted_together(store: ConversationStore) -> None:
+async def test_all_items_after_one_are_deleted_together_and_none_of_another_thread(store: ConversationStore) -> None:
     thread_id = await make_thread(store, items=4)
+    later = await make_thread(store, items=4)
     await store.delete_items_after(thread_id, "item_1", alice())
     assert await ids(store, thread_id) == ["item_0", "item_1"]
+    assert await ids(store, later) == ["item_0", "item_1", "item_2", "item_3"]
     with pytest.raises(NotFoundError):
         await store.delete_items_after(thread_id, "item_3", alice())
 
