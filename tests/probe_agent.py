@@ -282,7 +282,8 @@ async def handle_sync_action(
             id="hidden", thread_id=thread.id, created_at=datetime.now(UTC), content="hidden words"
         )
         return SyncCustomActionResponse(updated_item=hidden)
-    assert sender is not None
+    if sender is None:
+        return None
     now = datetime.now()  # as an author may write it
     changed = sender.model_copy(update={"copy_text": action.type, "created_at": now})
     return SyncCustomActionResponse(updated_item=changed)
