@@ -124,12 +124,14 @@ class Asked:
 
 
 class StandIn:
-    """Answers with the steps given by `will`, in turn, and then with `otherwise`."""
+    """Answers with the steps given by `will`, in turn, and then by the first word, or with `otherwise`."""
 
     def __init__(self) -> None:
         self.url = ""
         self.asked: list[Asked] = []
         self.otherwise: list[Step] = [Say("Hello from the stand-in.")]
+        self.by_first_word: dict[str, list[Step]] = {}
+        """What answers a message that begins so; `otherwise` answers what its tools return."""
         self.title: str | Hang | Fail = "A title"
         self.asked_for_titles: list[Asked] = []
         self.heard = b""
@@ -145,6 +147,7 @@ class StandIn:
         self.asked.clear()
         self._scripts.clear()
         self.otherwise = [Say("Hello from the stand-in.")]
+        self.by_first_word = {}
         self.title = "A title"
         self.fails = None
         self.asked_for_titles.clear()
@@ -169,7 +172,7 @@ class StandIn:
         if _asks_for_a_title(asked.body):
             return await self._title(asked)
         self.asked.append(asked)
-        steps = asked.steps = self._scripts.popleft() if self._scripts else self.otherwise
+        steps = asked.steps = self._steps_for(asked.body)
         wire = _Responses(next(self._numbers)) if asked.path == "/v1/responses" else _ChatCompletions(asked.body)
         if error := wire.objection(asked.body):
             asked.ended = "answered"
@@ -181,6 +184,13 @@ class StandIn:
             asked.ended = "answered"
             return JSONResponse(wire.whole(steps))
         return _Answer(asked, self._stream(asked, wire, steps))
+
+    def _steps_for(self, body: dict[str, Any]) -> list[Step]:
+        if self._scripts:
+            return self._scripts.popleft()
+        [*_, last] = body.get("input") or body.get("messages") or [{}]
+        first_word = _last_words(body).partition(" ")[0] if self.by_first_word and last.get("role") == "user" else ""
+        return self.by_first_word.get(first_word, self.otherwise)
 
     async def _models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": "stand-in"}, {"id": "other"}]})
