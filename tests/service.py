@@ -48,9 +48,9 @@ def listening_socket() -> socket.socket:
 
 
 @contextmanager
-def serving(app: Any, **options: Any) -> Iterator[str]:
+def serving(app: Any, listener: socket.socket | None = None, **options: Any) -> Iterator[str]:
     """Serve an ASGI app on a thread of its own and yield its address."""
-    listener = listening_socket()
+    listener = listener or listening_socket()
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -13,14 +13,18 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+import sockets
+import streams
 from app import MAX_BODY_BYTES, MAX_DICTATIONS, MAX_LARGE_BODIES, create_app
+from clients import Stream
 from conftest import probing
 from connections import Connection
 from service import Client, Process, eventually, fold, process, serving, text_of
 from settings import Settings
 from standin import Say, StandIn
-from test_faults import resident_bytes
+from test_faults import resident_bytes, rows
 
 MIB = 1024 * 1024
 JSON = {"content-type": "application/json"}
@@ -155,6 +159,48 @@ def test_a_stream_to_a_client_that_sends_nothing_more_goes_on(impatient: str, mo
     model.will(Say("A word and another. " * 10, gap=0.05))
     with closing(Client(impatient)) as client:
         assert text_of(fold(client.create())[-1]) == "A word and another. " * 10
+
+
+def test_a_client_that_reads_nothing_of_a_file_is_given_up(
+    model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "UNREAD_SECONDS", 1)
+    app = Watched(create_app(Settings.from_environ(probing(model, tmp_path / "chatkit.db"))))
+    with serving(app, sockets.listen("127.0.0.1", 0), lifespan="on") as url, closing(Client(url)) as client:
+        file = ("large.png", b"\x89PNG\r\n\x1a\n" + b"x" * 16_000_000, "image/png")
+        link = urlsplit(client.http.post("/attachments", files={"file": file}).json()["preview_url"])
+        with connect(url, f"GET {link.path}?{link.query} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()):
+            began = time.monotonic()
+            ended_at = eventually(lambda: app.ended_at.get("GET", 0), 15, "the end of the download")
+    assert ended_at - began > 0.9, "it was given up before its time"
+
+
+def test_a_client_that_does_not_read_the_rest_of_an_answer_that_has_ended_is_given_up(
+    model: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "LAST_BYTES_SECONDS", 1)
+    app = Watched(create_app(Settings.from_environ(probing(model, tmp_path / "chatkit.db"))))
+    model.will(Say(" ".join(["x" * 16384] * 200)))  # more than buffers hold, less than a turn is stopped for
+    with serving(app, lifespan="on") as url, Stream.create(url, receive_buffer_bytes=65536):
+        eventually(lambda: [asked.ended for asked in model.asked] == ["answered"], what="the end of the answer")
+        eventually(lambda: not rows(tmp_path / "chatkit.db", "SELECT * FROM leases"), what="the end of the turn")
+        began = time.monotonic()
+        ended_at = eventually(lambda: app.ended_at.get("POST", 0), 15, "the end of the request")
+    assert ended_at - began > 0.5, "it was given up before its time"
+
+
+class Watched:
+    """An app, and when its last request of each method was over, in `time.monotonic()`."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+        self.ended_at: dict[str, float] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.ended_at[scope.get("method", scope["type"])] = time.monotonic()
 
 
 # --- many ---------------------------------------------------------------------------------------------------------
