@@ -1,11 +1,7 @@
-"""Random operations of several users, in two processes that may die, against a plain model of a store.
-
-`STORE_EXAMPLES=2000 python3 tests/run.py tests/test_statemachine.py` runs it in full.
-"""
+"""Random operations of several users, in two processes that may die, against a plain model of a store."""
 
 import asyncio
 import itertools
-import os
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -29,6 +25,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from conftest import LONG
 from context import RequestContext
 from conversations import (
     AlreadySent,
@@ -44,7 +41,7 @@ from test_store import NOON
 
 T = TypeVar("T")
 
-EXAMPLES = int(os.environ.get("STORE_EXAMPLES", "15"))
+EXAMPLES = 2000 if LONG else 15
 USERS = ("alice", "bob", "carol")
 STORAGE = 10
 """Bytes that a user may store."""
