@@ -41,6 +41,9 @@ def parse_request(body: bytes) -> ChatKitReq:
     limit = getattr(request.params, "limit", None)
     if limit is not None and not 1 <= limit <= 100:
         raise Refused("bad_params", "params.limit must be a whole number from 1 to 100.")
+    action = getattr(request.params, "action", None)
+    if action is not None and not isinstance(action.type, str):  # ChatKit 1.6.5 puts a type variable for a missing one
+        raise Refused("bad_params", "params.action.type must be there.")
     return request
 
 

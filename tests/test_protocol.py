@@ -82,7 +82,6 @@ def test_a_pending_tool_call_that_the_user_talks_past_breaks_nothing(client: Cli
     assert client.post("threads.add_client_tool_output", {"thread_id": thread, "result": 1}).status_code == 409
 
 
-@pytest.mark.xfail(reason="ChatKit 1.6.5 takes the variable `TType` for its type, which cannot be stored")
 def test_an_action_without_a_type_is_refused(client: Client, model: StandIn) -> None:
     model.will(Call("show_widget"))
     events = client.create()
