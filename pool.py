@@ -112,6 +112,7 @@ class Pool:
         self._seconds = work_seconds
         self._free = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
+        self._clearings = 0
         self._running: set[asyncio.Task[Any]] = set()
         self._newest: dict[str, asyncio.Task[Any]] = {}
 
@@ -144,7 +145,7 @@ class Pool:
         """Close all connections, after what still runs; that is over in seconds, whatever the server does."""
         while self._running:
             await asyncio.wait(self._running)
-        await self._close_idle()
+        await self._clear()
 
     def _started(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         running = asyncio.create_task(work, name="database")
@@ -167,7 +168,7 @@ class Pool:
         try:
             return await self._once(work, begin, until)
         except _Undone:
-            await self._close_idle()  # what ended one connection has mostly ended them all
+            await self._clear()  # what ended one connection has mostly ended them all
             return await self._once(work, begin, until)
 
     async def _once(self, work: Work[T], begin: bytes | None, until: float) -> T:
@@ -186,11 +187,12 @@ class Pool:
         except TimeoutError:
             raise StoreUnavailable(f"all {self._size} connections to the database are in use") from None
         try:
+            clearings = self._clearings
             connection = self._idle.pop() if self._idle else await self._connect()
             try:
                 yield connection
             finally:
-                await self._put_back(connection)
+                await self._put_back(connection, keep=clearings == self._clearings)
         finally:
             self._free.release()
 
@@ -209,13 +211,15 @@ class Pool:
         except psycopg.Error as error:
             raise StoreUnavailable(_one_line(str(error))) from None
 
-    async def _put_back(self, connection: Connection) -> None:
-        if connection.info.transaction_status == TransactionStatus.IDLE:
+    async def _put_back(self, connection: Connection, *, keep: bool) -> None:
+        if keep and connection.info.transaction_status == TransactionStatus.IDLE:
             self._idle.append(connection)
         else:
             await connection.close()
 
-    async def _close_idle(self) -> None:
+    async def _clear(self) -> None:
+        """Close all connections: those that are idle now, the others once they come back."""
+        self._clearings += 1
         while self._idle:
             await self._idle.pop().close()
 
@@ -250,7 +254,11 @@ def lone_connection(address: str) -> Iterator[psycopg.Connection[Any]]:
 
 @asynccontextmanager
 async def _transaction(connection: Connection, begin: bytes) -> AsyncIterator[None]:
-    await connection.execute(begin)
+    try:
+        await connection.execute(begin)
+    except psycopg.Error:  # a standby, say, to which the address led when it was opened
+        await connection.close()
+        raise
     try:
         yield
     except BaseException:
@@ -273,7 +281,7 @@ async def _deadline(connection: Connection, until: float) -> AsyncIterator[None]
     except psycopg.Error as error:
         if loop.time() >= until:
             raise StoreUnavailable(f"the database did not answer in time: {_words(error)}") from None
-        if connection.broken or error.sqlstate in PASSING:
+        if connection.closed or error.sqlstate in PASSING:
             await connection.close()
             raise _Undone(_words(error)) from None
         raise StoreUnavailable(_words(error)) from None

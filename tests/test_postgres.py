@@ -25,9 +25,9 @@ from conversations import (
     Usage,
 )
 from databases import PostgresDatabase
-from pool import Pool
+from pool import Pool, Session
 from postgres import PostgresStore, migrate
-from postgres_server import PostgresServer, pgbouncer
+from postgres_server import PostgresServer, pgbouncer, postgres_server
 from postgresschema import MIGRATIONS
 from service import errors_of, service, thread_of
 from standin import Say, StandIn
@@ -367,10 +367,10 @@ async def test_an_address_that_cannot_be_read_is_refused_and_not_repeated() -> N
 
 
 class Line:
-    """A way to the server that breaks once, as soon as the client has said `breaks_at`."""
+    """A way to the server `to`, that breaks once, as soon as the client has said `breaks_at`."""
 
-    def __init__(self, url: str):
-        self._there = urlsplit(url)
+    def __init__(self, to: str):
+        self.to = to
         self.breaks_at: bytes | None = None
         self._lines = 0
 
@@ -378,13 +378,14 @@ class Line:
     async def open(self) -> AsyncIterator[str]:
         async with await asyncio.start_server(self._connect, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            yield self._there._replace(netloc=f"postgres@127.0.0.1:{port}").geturl()
+            yield urlsplit(self.to)._replace(netloc=f"postgres@127.0.0.1:{port}").geturl()
             while self._lines:
                 await asyncio.sleep(0.01)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._lines += 1
-        answers, asks = await asyncio.open_connection(self._there.hostname, self._there.port)
+        there = urlsplit(self.to)
+        answers, asks = await asyncio.open_connection(there.hostname, there.port)
         answering = asyncio.create_task(self._carry(answers, writer))
         with suppress(OSError):
             while data := await reader.read(65536):
@@ -401,8 +402,10 @@ class Line:
         self._lines -= 1
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
 
 
 async def test_a_write_whose_line_broke_before_its_commit_is_made_again_and_once(postgres: PostgresDatabase) -> None:
@@ -421,6 +424,47 @@ async def test_a_write_whose_line_broke_at_its_commit_is_not_made_twice(postgres
         with pytest.raises(StoreUnavailable, match="whether the last write was committed is not known"):
             await store.add_usage(Usage("", "", "m", 1, 1, 1), alice())
         assert sum(used.requests for used in await store.load_usage()) <= 1
+
+
+async def test_a_standby_that_was_taken_for_the_primary_is_let_go(postgres: PostgresDatabase) -> None:
+    line = Line(postgres.url)
+    with postgres_server() as standby, standby.as_replica():
+        async with line.open() as url, open_store(url, postgres.prefix) as store:
+            thread_id = await make_thread(store)
+            line.to = standby.url  # as an address that moves in a fail-over may do for a moment
+            postgres.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'chatkit'")
+            with pytest.raises(StoreUnavailable, match="recovery"):
+                await store.ping()
+            reads = [store.load_thread(thread_id, alice()) for _ in range(4)]
+            assert outcomes(await asyncio.gather(*reads, return_exceptions=True)) == {StoreUnavailable: 4}
+            line.to = postgres.url
+            await store.ping()
+            await asyncio.gather(*[store.load_thread(thread_id, alice()) for _ in range(4)])
+
+
+async def test_a_standby_that_is_read_from_meanwhile_is_let_go_too(postgres: PostgresDatabase) -> None:
+    line = Line(postgres.url)
+    reading, read_on = asyncio.Event(), asyncio.Event()
+
+    async def read(db: Session) -> bool:
+        [is_standby] = await db.row("SELECT pg_is_in_recovery()")
+        reading.set()
+        await read_on.wait()
+        return bool(is_standby)
+
+    with postgres_server() as standby, standby.as_replica():
+        line.to = standby.url
+        async with line.open() as url:
+            pool = Pool(url, postgres.prefix, 2)
+            first = asyncio.create_task(pool.read(read))
+            await reading.wait()
+            with pytest.raises(StoreUnavailable, match="recovery"):
+                await pool.write(read)
+            line.to = postgres.url
+            read_on.set()
+            assert await first
+            assert not await pool.read(read)
+            await pool.close()
 
 
 async def test_what_the_database_says_of_an_error_carries_nothing_that_a_user_wrote(postgres: PostgresDatabase) -> None:
