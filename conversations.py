@@ -196,7 +196,10 @@ class ConversationStore(Store[RequestContext]):
 
     @abstractmethod
     async def renew_leases(self, leases: Collection[str]) -> set[str]:
-        """Renew these leases, and return those that nobody else has taken meanwhile."""
+        """Renew these leases, and return those that nobody else has taken meanwhile.
+
+        It waits for no thread that another transaction holds: such a lease is held as long as it is not taken.
+        """
 
     @abstractmethod
     async def save_checkpoints(self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext) -> None:

@@ -32,6 +32,9 @@ log = logging.getLogger("service.store")
 
 T = TypeVar("T")
 
+RENEWAL_PAUSES = (0, 0.05, 0.2, 0.5)
+"""Seconds before each attempt at what is locked: by the turn's own write, which is over in a moment, or for long."""
+
 
 class PostgresTurns(OnPool):
     async def _read_thread(
@@ -93,14 +96,16 @@ class PostgresTurns(OnPool):
         return lease
 
     async def renew_leases(self, leases: Collection[str]) -> set[str]:
-        renewed = await self._write(
-            lambda db: db.rows(
-                f"UPDATE @threads SET lease_expires_at = {NOW} + interval '{LEASE_SECONDS} seconds'"
-                " WHERE lease = ANY (%s::text[]) RETURNING lease",
-                (list(leases),),
-            )
-        )
-        return {lease for (lease,) in renewed}
+        held: set[str] = set()
+        left = list(leases)
+        for pause_seconds in RENEWAL_PAUSES:
+            await asyncio.sleep(pause_seconds)
+            rows = await self._write(partial(_renew, leases=left))
+            held |= {row.lease for row in rows}
+            left = [row.lease for row in rows if not row.renewed]
+            if not left:
+                break
+        return held
 
     async def save_checkpoints(self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext) -> None:
         async def write(db: Session) -> None:
@@ -133,6 +138,18 @@ class PostgresTurns(OnPool):
                 )
 
         await self._write(write, queue=thread_id)
+
+
+async def _renew(db: Session, leases: Sequence[str]) -> list[Any]:
+    """Return those of the leases that are held, each with whether it was `renewed`: its row may be locked."""
+    return await db.rows(
+        "WITH free AS (SELECT id FROM @threads WHERE lease = ANY (%(leases)s::text[]) FOR UPDATE SKIP LOCKED),"
+        f" renewed AS (UPDATE @threads AS thread SET lease_expires_at = {NOW} + interval '{LEASE_SECONDS} seconds'"
+        " FROM free WHERE thread.id = free.id RETURNING thread.id)"
+        " SELECT lease, id IN (SELECT id FROM renewed) AS renewed FROM @threads"
+        " WHERE lease = ANY (%(leases)s::text[])",
+        {"leases": leases},
+    )
 
 
 async def _require_end(db: Session, thread_id: str, context: RequestContext) -> None:

@@ -35,6 +35,7 @@ class Turns:
         self._beside: set[asyncio.Task[None]] = set()
         self._writing: set[asyncio.Task[None]] = set()
         self._live: dict[str, Turn] = {}
+        self._renewed_at = 0.0
 
     @classmethod
     @asynccontextmanager
@@ -126,18 +127,23 @@ class Turns:
             del self._live[turn.thread.id]
 
     async def _keep(self) -> None:
+        """Write each turn's checkpoints one after the other, and renew all leases, whatever any of these waits for."""
         clock = asyncio.get_running_loop().time
-        renewed_at = clock()
-        while True:
-            await asyncio.sleep(CHECKPOINT_SECONDS)
-            work = [self._checkpoint(turn) for turn in self._live.values()]
-            if renewing := bool(self._live) and clock() - renewed_at >= RENEWAL_SECONDS:
-                work.append(self._renew())
-            outcomes = await asyncio.gather(*work, return_exceptions=True)
-            if renewing and outcomes[-1] is None:
-                renewed_at = clock()
-            if error := next((outcome for outcome in outcomes if outcome is not None), None):
-                log_failure(log, "leases and checkpoints could not be written", error)
+        work: dict[Turn | None, asyncio.Task[None]] = {}  # None: the renewal
+        try:
+            while True:
+                await asyncio.sleep(CHECKPOINT_SECONDS)
+                done = [work.pop(whose) for whose, task in [*work.items()] if task.done()]
+                if error := next((error for task in done if (error := task.exception())), None):
+                    log_failure(log, "leases and checkpoints could not be written", error)
+                for turn in self._live.values():
+                    if turn not in work:
+                        work[turn] = asyncio.create_task(self._checkpoint(turn), name="checkpoint")
+                if self._live and None not in work and clock() - self._renewed_at >= RENEWAL_SECONDS:
+                    work[None] = asyncio.create_task(self._renew(), name="renewal")
+        finally:
+            for task in work.values():
+                task.cancel()
 
     async def _checkpoint(self, turn: Turn) -> None:
         items: list[ThreadItem] = []
@@ -158,6 +164,7 @@ class Turns:
         for turn in live:
             if turn.context.lease not in held:
                 turn.stop(Stopped.LEASE_LOST)
+        self._renewed_at = asyncio.get_running_loop().time()
 
 
 async def _quietly(work: Coroutine[Any, Any, None]) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from chatkit.types import ThreadMetadata
+from chatkit.types import ThreadItemAddedEvent, ThreadMetadata
 
 from conftest import probing
 from context import RequestContext
@@ -33,6 +33,8 @@ from service import errors_of, service, thread_of
 from standin import Say, StandIn
 from store import open_store
 from test_store import NOON, alice, end, file, ids, make_thread
+from turn import Events
+from turns import Turns
 
 pytestmark = pytest.mark.anyio
 
@@ -221,6 +223,66 @@ async def test_a_thread_that_is_deleted_while_another_replica_writes_to_it_stays
             ]
             await asyncio.gather(stores[1].delete_thread(thread_id, alice()), *adding, return_exceptions=True)
             assert postgres.query(f"SELECT id FROM @items WHERE thread_id = '{thread_id}'") == []
+
+
+async def test_a_thread_that_somebody_holds_does_not_keep_other_leases_from_being_renewed(
+    postgres: PostgresDatabase,
+) -> None:
+    async with postgres.open() as store:
+        threads = [await make_thread(store) for _ in range(2)]
+        leases = [await store.acquire_lease(thread_id, alice()) for thread_id in threads]
+        postgres.expire_leases(5)
+        with held(postgres, f"SELECT FROM @threads WHERE id = '{threads[0]}' FOR UPDATE"):
+            async with asyncio.timeout(4):
+                assert await store.renew_leases(leases) == set(leases)
+            assert seconds_left(postgres, threads[1]) > 8
+        assert seconds_left(postgres, threads[0]) < 5
+        postgres.execute(f"UPDATE @threads SET lease = 'taken' WHERE id = '{threads[0]}'")
+        assert await store.renew_leases(leases) == {leases[1]}
+
+
+async def test_a_lease_whose_thread_is_written_to_just_then_is_renewed_too(postgres: PostgresDatabase) -> None:
+    async with postgres.open() as store:
+        thread_id = await make_thread(store)
+        lease = await store.acquire_lease(thread_id, alice())
+        postgres.expire_leases(5)
+        with held(postgres, f"SELECT FROM @threads WHERE id = '{thread_id}' FOR UPDATE"):
+            renewing = asyncio.create_task(store.renew_leases([lease]))
+            await asyncio.sleep(0.2)
+        assert await renewing == {lease}
+        assert seconds_left(postgres, thread_id) > 8
+
+
+async def test_a_turn_whose_thread_somebody_holds_costs_no_other_turn_its_lease(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turns.RENEWAL_SECONDS", 0.5)
+
+    async def talking(thread_id: str) -> Events:
+        while True:
+            yield ThreadItemAddedEvent(item=end("answer", thread_id))
+            await asyncio.sleep(0.1)
+
+    async with postgres.open() as store, Turns.running(store) as turns:
+        threads = [await make_thread(store) for _ in range(2)]
+        for thread_id in threads:
+            async with turns.opening(thread_id, alice()) as context:
+                thread = await store.load_thread(thread_id, context)
+                turns.start(thread, context, talking(thread_id), lambda event, _: event)
+        with held(postgres, f"SELECT FROM @threads WHERE id = '{threads[0]}' FOR UPDATE"):
+            await asyncio.sleep(1)  # until its checkpoint waits
+            for _ in range(2):
+                postgres.age("threads", "lease_expires_at", 5, f"id = '{threads[1]}'")
+                async with asyncio.timeout(4):
+                    while seconds_left(postgres, threads[1]) < 7:
+                        await asyncio.sleep(0.05)
+
+
+def seconds_left(database: PostgresDatabase, thread_id: str) -> float:
+    """Return how long the thread's lease still lasts."""
+    left = "extract(epoch FROM lease_expires_at - clock_timestamp())::float8"
+    [[seconds]] = database.query(f"SELECT {left} FROM @threads WHERE id = '{thread_id}'")
+    return float(seconds)
 
 
 def test_two_services_on_one_database_go_on_with_each_others_conversations(postgres: PostgresDatabase) -> None:
