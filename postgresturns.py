@@ -74,7 +74,7 @@ class PostgresTurns(OnPool):
 
         async def write(db: Session) -> None:
             if quota != NO_QUOTA:
-                await db.lock(f"turns of {context.user_id}")
+                await db.lock(_turns_of(context))
             if new_thread is not None:
                 await insert_thread(db, new_thread, context)
             thread = await lock_thread(db, thread_id, context)
@@ -90,7 +90,7 @@ class PostgresTurns(OnPool):
                 {"lease": lease, "thread_id": thread_id, "user_id": context.user_id},
             )
 
-        await self._write(write, queue=thread_id)
+        await self._write(write, queue=thread_id if quota == NO_QUOTA else _turns_of(context))
         if new_thread is not None:
             remember(new_thread, context)
         return lease
@@ -125,7 +125,7 @@ class PostgresTurns(OnPool):
     ) -> None:
         async def write(db: Session) -> None:
             if not began:
-                await db.lock(f"turns of {context.user_id}")
+                await db.lock(_turns_of(context))
             await _require_end(db, thread_id, context)
             for item in items:
                 await put_item(db, thread_id, item, context)
@@ -137,7 +137,12 @@ class PostgresTurns(OnPool):
                     (context.user_id,),
                 )
 
-        await self._write(write, queue=thread_id)
+        await self._write(write, queue=thread_id if began else _turns_of(context))
+
+
+def _turns_of(context: RequestContext) -> str:
+    """Return what is locked while the user's turns are counted: who waits for it here waits without a connection."""
+    return f"turns of {context.user_id}"
 
 
 async def _renew(db: Session, leases: Sequence[str]) -> list[Any]:

@@ -25,7 +25,7 @@ class PostgresUploads(OnPool):
             )
             await _require_storage(db, max_storage_bytes, context)
 
-        await self._write(write)
+        await self._write(write, queue=_storage_of(context) if max_storage_bytes else None)
 
     async def begin_upload(self, attachment_id: str, context: RequestContext) -> str:
         upload = new_id("task")
@@ -59,7 +59,7 @@ class PostgresUploads(OnPool):
                 )
                 await _require_storage(db, max_storage_bytes, context)
 
-        await self._write(write)
+        await self._write(write, queue=_storage_of(context) if max_storage_bytes else None)
 
     async def finish_upload(self, attachment_id: str, upload: str, context: RequestContext) -> None:
         async def write(db: Session) -> None:
@@ -138,9 +138,14 @@ async def _drop_chunks(db: Session, attachment_id: str, upload: str | None, cont
     )
 
 
+def _storage_of(context: RequestContext) -> str:
+    """Return what is locked while the user's bytes are counted: who waits for it here waits without a connection."""
+    return f"storage of {context.user_id}"
+
+
 async def _lock_storage(db: Session, most: int, context: RequestContext) -> None:
     if most:
-        await db.lock(f"storage of {context.user_id}")
+        await db.lock(_storage_of(context))
 
 
 async def _require_storage(db: Session, most: int, context: RequestContext) -> None:

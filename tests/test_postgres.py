@@ -32,7 +32,7 @@ from postgresschema import MIGRATIONS
 from service import errors_of, service, thread_of
 from standin import Say, StandIn
 from store import open_store
-from test_store import NOON, alice, end, file, ids, make_thread
+from test_store import NOON, alice, bob, end, file, ids, make_thread
 from turn import Events
 from turns import Turns
 
@@ -557,6 +557,53 @@ async def test_a_process_has_no_more_connections_than_it_may_have(postgres: Post
             assert postgres.query(count) == [(3,)]
         assert len(await asked) == 30
         assert postgres.query(count) == [(3,)]
+
+
+async def test_whatever_one_user_waits_for_leaves_connections_to_others(postgres: PostgresDatabase) -> None:
+    quota = Quota(turns_per_minute=1000)
+    async with PostgresStore(postgres.url, postgres.prefix, pool_size=2) as store:
+        threads = [await make_thread(store) for _ in range(6)]
+        leases = [await store.acquire_lease(thread_id, alice(), quota=quota) for thread_id in threads[3:]]
+        uploads = [await begin_upload(store, f"a{number}") for number in range(3)]
+        starts = [store.acquire_lease(thread_id, alice(), quota=quota) for thread_id in threads[:3]]
+        refusals = [
+            store.end_turn(thread_id, [], RequestContext("alice", lease=lease), began=False)
+            for thread_id, lease in zip(threads[3:], leases, strict=True)
+        ]
+        files = [store.reserve_attachment(file(f"b{number}"), 3, 100, alice()) for number in range(3)]
+        chunks = [store.write_chunk(f"a{number}", uploads[number], 0, b"abc", 100, alice()) for number in range(3)]
+        for lock, asked in (("turns of alice", starts + refusals), ("storage of alice", files + chunks)):
+            async with locked(postgres, lock):
+                waiting = asyncio.gather(*asked)
+                await asyncio.sleep(0.2)
+                async with asyncio.timeout(3):
+                    assert await store.load_threads(9, None, "asc", bob())
+            await waiting
+
+
+async def begin_upload(store: ConversationStore, name: str) -> str:
+    await store.reserve_attachment(file(name), 3, 100, alice())
+    return await store.begin_upload(name, alice())
+
+
+@asynccontextmanager
+async def locked(database: PostgresDatabase, name: str) -> AsyncIterator[None]:
+    """Lock the name, as a transaction of another process."""
+    pool, is_locked, may_end = Pool(database.url, database.prefix, 1), asyncio.Event(), asyncio.Event()
+
+    async def hold(db: Session) -> None:
+        await db.lock(name)
+        is_locked.set()
+        await may_end.wait()
+
+    holding = asyncio.create_task(pool.write(hold))
+    await is_locked.wait()
+    try:
+        yield
+    finally:
+        may_end.set()
+        await holding
+        await pool.close()
 
 
 async def test_a_turn_holds_no_connection_while_it_waits(postgres: PostgresDatabase) -> None:
