@@ -5,7 +5,7 @@ import hashlib
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -28,6 +28,10 @@ WAIT_SECONDS = 5.0
 """How long work waits for a connection while all are in use."""
 WORK_SECONDS = 20.0
 """How long one piece of work may take; then its connection is given up, since its server may be gone without a word."""
+CLOSING_SECONDS = 2.0
+"""How long closing waits for what still runs."""
+CANCEL_SECONDS = 1.0
+"""How long the server may take to hear that nobody waits for a statement any more."""
 LOCK_SECONDS = 8
 """How long a statement waits for a row that another transaction has changed."""
 
@@ -42,15 +46,13 @@ DEFAULTS = {
 }
 """Parameters of libpq that an address may overrule. PgBouncer takes them all: those that are sent, it knows."""
 
-BEGIN = (
+_BEGIN = (
     "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
-    f" SET LOCAL lock_timeout = '{LOCK_SECONDS}s';"
-    f" SET LOCAL statement_timeout = '{WORK_SECONDS:.0f}s';"
-    f" SET LOCAL idle_in_transaction_session_timeout = '{LOCK_SECONDS}s'"  # a frozen replica holds its rows so long
-).encode()
-BEGIN_PATIENTLY = (
-    b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0"
+    f" SET LOCAL idle_in_transaction_session_timeout = '{LOCK_SECONDS}s';"  # a frozen replica holds its rows so long
 )
+LOCK_TIMEOUT = f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"
+BEGIN = f"{_BEGIN} {LOCK_TIMEOUT}; SET LOCAL statement_timeout = '{WORK_SECONDS:.0f}s'".encode()
+BEGIN_PATIENTLY = f"{_BEGIN} SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0".encode()
 
 PASSING = {
     "40001",  # serialization_failure
@@ -113,6 +115,8 @@ class Pool:
         self._free = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
         self._clearings = 0
+        self._closed = False
+        self._used: set[Connection] = set()
         self._running: set[asyncio.Task[Any]] = set()
         self._newest: dict[str, asyncio.Task[Any]] = {}
 
@@ -135,26 +139,35 @@ class Pool:
             running = self._started(self._after(previous, work))
             self._newest[queue] = running
             running.add_done_callback(lambda _: self._newest.get(queue) is running and self._newest.pop(queue))
-            return await asyncio.shield(running)
+            return await _result(running)
 
     async def write_patiently(self, work: Work[T], seconds: float) -> T:
         """Run the work in a transaction that may take so long, and wait for locks so long."""
         return await self._shielded(self._twice(work, BEGIN_PATIENTLY, seconds))
 
     async def close(self) -> None:
-        """Close all connections, after what still runs; that is over in seconds, whatever the server does."""
-        while self._running:
-            await asyncio.wait(self._running)
+        """Close all connections, after what still runs, or under it where that takes long; none is made any more."""
+        if running := [*self._running]:
+            await asyncio.wait(running, timeout=CLOSING_SECONDS)
+        self._closed = True
+        while running := [*self._running]:
+            await asyncio.gather(*[_give_up(connection) for connection in self._used])
+            await asyncio.wait(running, timeout=CANCEL_SECONDS)
         await self._clear()
 
     def _started(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         running = asyncio.create_task(work, name="database")
         self._running.add(running)
-        running.add_done_callback(self._running.discard)
+        running.add_done_callback(self._ended)
         return running
 
+    def _ended(self, running: asyncio.Task[Any]) -> None:
+        self._running.discard(running)
+        if not running.cancelled():
+            running.exception()  # or asyncio logs it where nobody is left to ask
+
     async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
-        return await asyncio.shield(self._started(work))
+        return await _result(self._started(work))
 
     async def _after(self, previous: asyncio.Task[Any] | None, work: Work[T]) -> T:
         if previous is not None and not previous.done():
@@ -187,11 +200,15 @@ class Pool:
         except TimeoutError:
             raise StoreUnavailable(f"all {self._size} connections to the database are in use") from None
         try:
+            if self._closed:
+                raise StoreUnavailable("the store is closed")
             clearings = self._clearings
             connection = self._idle.pop() if self._idle else await self._connect()
+            self._used.add(connection)
             try:
                 yield connection
             finally:
+                self._used.discard(connection)
                 await self._put_back(connection, keep=clearings == self._clearings)
         finally:
             self._free.release()
@@ -231,6 +248,12 @@ class OnPool(ConversationStore):
         self._pool = pool
         self._read = pool.read
         self._write = pool.write
+
+
+async def _result(running: asyncio.Task[T]) -> T:
+    """Wait for it; it goes on without whoever is cancelled here. (Python 3.14's `shield` would log its failure.)"""
+    await asyncio.wait({running})
+    return running.result()
 
 
 def _parameters(address: str) -> str:
@@ -275,7 +298,8 @@ async def _transaction(connection: Connection, begin: bytes) -> AsyncIterator[No
 async def _deadline(connection: Connection, until: float) -> AsyncIterator[None]:
     """Give the connection up at that time of the loop; raise what the database raises as `StoreUnavailable`."""
     loop = asyncio.get_running_loop()
-    late = loop.call_at(until, _hang_up, connection)
+    giving_up: list[asyncio.Task[None]] = []
+    late = loop.call_at(until, lambda: giving_up.append(loop.create_task(_give_up(connection), name="give up")))
     try:
         yield
     except psycopg.Error as error:
@@ -287,12 +311,20 @@ async def _deadline(connection: Connection, until: float) -> AsyncIterator[None]
         raise StoreUnavailable(_words(error)) from None
     finally:
         late.cancel()
+        for task in giving_up:  # what it asks for must not reach the connection's next work
+            task.cancel()
+            await connection.close()
 
 
-def _hang_up(connection: Connection) -> None:
-    """End the connection under whoever waits for it; psycopg's own way of giving up asks the server first."""
+async def _give_up(connection: Connection) -> None:
+    """Have the server end what it does for the connection, and hang up, under whoever waits for it.
+
+    (The server would go on otherwise: it hears of a closed connection when it has something to say.)
+    """
+    with suppress(psycopg.Error, OSError):
+        await connection.cancel_safe(timeout=CANCEL_SECONDS)
     if not connection.closed:
-        with socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
+        with suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
             line.shutdown(socket.SHUT_RDWR)
 
 

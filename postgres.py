@@ -90,8 +90,9 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
         await self._pool.close()
 
     async def ping(self) -> None:
-        # A lock on a row is written to the log and flushed, which no replica does, and leaves no dead row behind.
-        await self._write(lambda db: db.row("SELECT version FROM @schema_version FOR UPDATE"))
+        # A lock on a row is written to the log and flushed, which no standby does, and leaves no dead row behind; this
+        # one is shared, so that no process waits for another's.
+        await self._write(lambda db: db.row("SELECT version FROM @schema_version FOR SHARE"))
 
     # --- threads --------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,12 @@ from chatkit.types import Attachment
 
 from context import RequestContext
 from conversations import DELETION_BATCH, PURGE_INTERVAL_SECONDS, UNSENT_HOURS, DeletedUser, Purged, Usage
-from pool import OnPool, Session
+from pool import LOCK_TIMEOUT, OnPool, Session
 from postgresschema import NOW, RAN_OUT, TODAY
 from rows import read_attachment
+
+DELETION_SECONDS = 600.0
+"""How long a batch may take: it may be gigabytes of files."""
 
 
 class PostgresUpkeep(OnPool):
@@ -113,13 +116,16 @@ class PostgresUpkeep(OnPool):
         Those that somebody is changing just now are left alone, or waited for.
         """
         removed, batch, others = 0, DELETION_BATCH, "" if wait else "SKIP LOCKED"
-        while batch == DELETION_BATCH:
-            batch = await self._write(
-                lambda db: db.execute(
-                    f"DELETE FROM @{table} WHERE id IN"
-                    f" (SELECT id FROM @{table} WHERE {condition} LIMIT {DELETION_BATCH} FOR UPDATE {others})",
-                    values,
-                )
+
+        async def delete(db: Session) -> int:
+            await db.execute(LOCK_TIMEOUT)
+            return await db.execute(
+                f"DELETE FROM @{table} WHERE id IN"
+                f" (SELECT id FROM @{table} WHERE {condition} LIMIT {DELETION_BATCH} FOR UPDATE {others})",
+                values,
             )
+
+        while batch == DELETION_BATCH:
+            batch = await self._pool.write_patiently(delete, DELETION_SECONDS)
             removed += batch
         return removed

@@ -1,11 +1,12 @@
 """What is PostgreSQL's own: replicas, a server that goes and comes back, poolers, and how connections are used."""
 
 import asyncio
+import gc
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,11 +14,14 @@ import psycopg
 import pytest
 from chatkit.types import ThreadItemAddedEvent, ThreadMetadata
 
+import pool
+import postgresupkeep
 from conftest import probing
 from context import RequestContext
 from conversations import (
     ConversationStore,
     IncompatibleDatabase,
+    Purged,
     Quota,
     QuotaExceeded,
     StoreUnavailable,
@@ -78,19 +82,21 @@ async def test_a_database_of_a_newer_release_is_refused_and_left_alone(postgres:
 
 
 async def test_a_migration_that_fails_changes_nothing(postgres: PostgresDatabase) -> None:
-    pool = Pool(postgres.url, postgres.prefix, 1)
+    connections = Pool(postgres.url, postgres.prefix, 1)
+    newer = [*MIGRATIONS, "CREATE TABLE @a (); CREATE TABLE @a ();"]
     with pytest.raises(StoreUnavailable):
-        await pool.write_patiently(lambda db: migrate(db, [*MIGRATIONS, "CREATE TABLE @a (); CREATE TABLE @a ();"]), 60)
-    await pool.close()
+        await connections.write_patiently(lambda db: migrate(db, newer), 60)
+    await connections.close()
     assert postgres.names() == set()
 
 
 async def test_a_newer_release_runs_only_the_migrations_that_are_new(postgres: PostgresDatabase) -> None:
     async with postgres.open() as store:
         thread_id = await make_thread(store)
-        pool = Pool(postgres.url, postgres.prefix, 1)
-        await pool.write_patiently(lambda db: migrate(db, [*MIGRATIONS, "CREATE TABLE @more (a text)"]), 60)
-        await pool.close()
+        connections = Pool(postgres.url, postgres.prefix, 1)
+        newer = [*MIGRATIONS, "CREATE TABLE @more (a text)"]
+        await connections.write_patiently(lambda db: migrate(db, newer), 60)
+        await connections.close()
         await store.load_thread(thread_id, alice())
     assert f"{postgres.prefix}more" in postgres.names()
 
@@ -381,7 +387,9 @@ async def test_connections_that_the_server_has_ended_cost_nobody_an_error(postgr
 
 
 async def test_a_server_that_does_not_answer_is_given_up_in_time_and_taken_back(postgres: PostgresDatabase) -> None:
-    async with PostgresStore(postgres.url, postgres.prefix, pool_size=2, work_seconds=0.5) as store:
+    name = f"{postgres.prefix}away"
+    url = f"{postgres.url}?application_name={name}"
+    async with PostgresStore(url, postgres.prefix, pool_size=2, work_seconds=0.5) as store:
         thread_id = await make_thread(store)
         with held(postgres, "LOCK TABLE @threads"):
             began = time.monotonic()
@@ -392,7 +400,14 @@ async def test_a_server_that_does_not_answer_is_given_up_in_time_and_taken_back(
             assert outcomes(results) == {StoreUnavailable: 5}
             assert "did not answer in time" in str(results[0])
             assert time.monotonic() - began < 4
+            await until_none(postgres, f"SELECT 1 FROM pg_stat_activity WHERE application_name = '{name}'")
         await asyncio.gather(*[store.load_thread(thread_id, alice()) for _ in range(4)])
+
+
+async def until_none(database: PostgresDatabase, statement: str) -> None:
+    async with asyncio.timeout(5):
+        while database.query(statement):
+            await asyncio.sleep(0.02)
 
 
 async def test_a_server_that_takes_no_writes_is_not_ready(postgres: PostgresDatabase, server: PostgresServer) -> None:
@@ -415,6 +430,15 @@ async def test_asking_whether_it_is_ready_is_a_write_that_leaves_nothing_behind(
         assert same_row == row
 
 
+async def test_replicas_that_are_asked_whether_they_are_ready_do_not_wait_for_each_other(
+    postgres: PostgresDatabase,
+) -> None:
+    async with postgres.open() as store:
+        with held(postgres, "SELECT FROM @schema_version FOR SHARE"):
+            async with asyncio.timeout(4):
+                await store.ping()
+
+
 async def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(StoreUnavailable, match="port 1 failed"):
         async with open_store("postgresql://user:hidden@127.0.0.1:1/x"):
@@ -434,6 +458,7 @@ class Line:
     def __init__(self, to: str):
         self.to = to
         self.breaks_at: bytes | None = None
+        self.is_frozen = False
         self._lines = 0
 
     @asynccontextmanager
@@ -451,6 +476,8 @@ class Line:
         answering = asyncio.create_task(self._carry(answers, writer))
         with suppress(OSError):
             while data := await reader.read(65536):
+                if self.is_frozen:
+                    continue
                 asks.write(data)
                 if self.breaks_at is not None and self.breaks_at in data:
                     self.breaks_at = None
@@ -517,16 +544,16 @@ async def test_a_standby_that_is_read_from_meanwhile_is_let_go_too(postgres: Pos
     with postgres_server() as standby, standby.as_replica():
         line.to = standby.url
         async with line.open() as url:
-            pool = Pool(url, postgres.prefix, 2)
-            first = asyncio.create_task(pool.read(read))
+            connections = Pool(url, postgres.prefix, 2)
+            first = asyncio.create_task(connections.read(read))
             await reading.wait()
             with pytest.raises(StoreUnavailable, match="recovery"):
-                await pool.write(read)
+                await connections.write(read)
             line.to = postgres.url
             read_on.set()
             assert await first
-            assert not await pool.read(read)
-            await pool.close()
+            assert not await connections.read(read)
+            await connections.close()
 
 
 async def test_what_the_database_says_of_an_error_carries_nothing_that_a_user_wrote(postgres: PostgresDatabase) -> None:
@@ -541,6 +568,77 @@ async def test_what_the_database_says_of_an_error_carries_nothing_that_a_user_wr
         assert "secret" not in str(error)
         assert error.__cause__ is None
         assert error.__suppress_context__
+
+
+# --- what holds others up -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give transactions half a second in place of eight for locks and pauses, and one in place of 20 for statements."""
+    begin = pool.BEGIN.replace(f"'{pool.LOCK_SECONDS}s'".encode(), b"'500ms'")
+    monkeypatch.setattr(pool, "BEGIN", begin.replace(f"'{pool.WORK_SECONDS:.0f}s'".encode(), b"'1s'"))
+    monkeypatch.setattr(postgresupkeep, "LOCK_TIMEOUT", pool.LOCK_TIMEOUT.replace(f"{pool.LOCK_SECONDS}s", "500ms"))
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_row_that_somebody_holds_is_not_waited_for_without_end(postgres: PostgresDatabase) -> None:
+    async with postgres.open() as store:
+        thread_id = await make_thread(store)
+        with held(postgres, f"SELECT FROM @threads WHERE id = '{thread_id}' FOR UPDATE"):
+            for work in (store.delete_thread(thread_id, alice()), store.delete_user("alice")):
+                with pytest.raises(StoreUnavailable, match="55P03"):
+                    async with asyncio.timeout(5):
+                        await work
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_the_server_ends_a_statement_that_takes_too_long(postgres: PostgresDatabase) -> None:
+    connections = Pool(postgres.url, postgres.prefix, 1)
+    with pytest.raises(StoreUnavailable, match=r"^PostgreSQL answers QueryCanceled"):
+        await connections.write(lambda db: db.execute("SELECT pg_sleep(5)"))
+    await connections.close()
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("patiently", [False, True])
+async def test_a_replica_that_freezes_in_a_transaction_gives_its_rows_back(
+    postgres: PostgresDatabase, patiently: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_locked = asyncio.Event()
+
+    async def freeze(db: Session) -> None:
+        await db.execute("LOCK TABLE @threads")
+        has_locked.set()
+        await asyncio.sleep(3)
+
+    begin = pool.BEGIN_PATIENTLY.replace(f"'{pool.LOCK_SECONDS}s'".encode(), b"'500ms'")
+    monkeypatch.setattr(pool, "BEGIN_PATIENTLY", begin)
+    async with postgres.open() as store:
+        connections = Pool(postgres.url, postgres.prefix, 1, work_seconds=2)
+        writing = connections.write_patiently(freeze, 2) if patiently else connections.write(freeze)
+        frozen = asyncio.create_task(writing)
+        await has_locked.wait()
+        async with asyncio.timeout(2):
+            await store.load_threads(9, None, "asc", alice())
+        with pytest.raises(StoreUnavailable):
+            await frozen
+        await connections.close()
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_what_is_removed_may_take_longer_than_a_statement_of_a_request(postgres: PostgresDatabase) -> None:
+    async with postgres.open() as store:
+        await make_thread(store)
+        await make_thread(store, context=bob())
+        postgres.execute(
+            "CREATE FUNCTION @slow() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN PERFORM pg_sleep(1.2); RETURN old; END $$;"
+            " CREATE TRIGGER slow BEFORE DELETE ON @threads FOR EACH ROW EXECUTE FUNCTION @slow()"
+        )
+        assert (await store.delete_user("alice")).threads == 1
+        postgres.age("threads", "active_at", 8 * 86400, "TRUE")
+        assert await store.purge(7, now=True) == Purged(threads=1, attachments=0)
 
 
 # --- connections --------------------------------------------------------------------------------------------------
@@ -589,21 +687,21 @@ async def begin_upload(store: ConversationStore, name: str) -> str:
 @asynccontextmanager
 async def locked(database: PostgresDatabase, name: str) -> AsyncIterator[None]:
     """Lock the name, as a transaction of another process."""
-    pool, is_locked, may_end = Pool(database.url, database.prefix, 1), asyncio.Event(), asyncio.Event()
+    connections, is_locked, may_end = Pool(database.url, database.prefix, 1), asyncio.Event(), asyncio.Event()
 
     async def hold(db: Session) -> None:
         await db.lock(name)
         is_locked.set()
         await may_end.wait()
 
-    holding = asyncio.create_task(pool.write(hold))
+    holding = asyncio.create_task(connections.write(hold))
     await is_locked.wait()
     try:
         yield
     finally:
         may_end.set()
         await holding
-        await pool.close()
+        await connections.close()
 
 
 async def test_a_turn_holds_no_connection_while_it_waits(postgres: PostgresDatabase) -> None:
@@ -639,6 +737,74 @@ async def test_a_store_that_is_closed_ends_what_was_begun_and_leaves_no_connecti
     deadline = time.monotonic() + 5
     while postgres.query(f"SELECT 1 FROM pg_stat_activity WHERE application_name = '{name}'"):
         assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+async def test_a_store_is_closed_in_seconds_although_the_server_is_frozen(
+    postgres: PostgresDatabase, kind: str
+) -> None:
+    line = Line(postgres.url)
+    async with line.open() as url:
+        async with PostgresStore(url, postgres.prefix, pool_size=1) as store:
+            thread_id = await make_thread(store)
+            line.is_frozen = True
+            work = store.load_thread if kind == "read" else store.delete_thread
+            asked = asyncio.gather(*[work(thread_id, alice()) for _ in range(2)], return_exceptions=True)
+            await asyncio.sleep(0.1)
+            began = time.monotonic()
+        assert time.monotonic() - began < 8
+        assert outcomes(await asked) == {StoreUnavailable: 2}
+
+
+async def test_what_runs_when_a_store_is_closed_is_ended_at_the_server_too(postgres: PostgresDatabase) -> None:
+    name = f"{postgres.prefix}ended"
+    with ExitStack() as stack:
+        async with open_store(f"{postgres.url}?application_name={name}", postgres.prefix) as store:
+            thread_id = await make_thread(store)
+            stack.enter_context(held(postgres, "LOCK TABLE @threads"))
+            asked = asyncio.gather(store.load_thread(thread_id, alice()), return_exceptions=True)
+            await asyncio.sleep(0.1)
+        assert outcomes(await asked) == {StoreUnavailable: 1}
+        await until_none(postgres, f"SELECT 1 FROM pg_stat_activity WHERE application_name = '{name}'")
+
+
+async def test_a_store_that_is_closed_takes_no_more_writes(postgres: PostgresDatabase) -> None:
+    ends: list[str] = []
+
+    async def write(store: ConversationStore, thread_id: str) -> None:
+        with suppress(StoreUnavailable):
+            while True:
+                await store.add_thread_item(thread_id, end("i", thread_id), alice())
+        ends.append(thread_id)
+
+    async with asyncio.timeout(10):
+        async with postgres.open() as store:
+            thread_id = await make_thread(store)
+            writing = asyncio.create_task(write(store, thread_id))
+            await asyncio.sleep(0.1)
+        await writing
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.load_thread(thread_id, alice())
+    assert ends == [thread_id]
+
+
+async def test_a_failure_that_nobody_waits_for_any_more_is_not_logged(
+    postgres: PostgresDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with PostgresStore(postgres.url, postgres.prefix, work_seconds=0.5) as store:
+        thread_id = await make_thread(store)
+        with held(postgres, "LOCK TABLE @threads"):
+            asked = [
+                asyncio.create_task(store.load_thread(thread_id, alice())),
+                asyncio.create_task(store.delete_thread(thread_id, alice())),
+            ]
+            await asyncio.sleep(0.1)
+            for task in asked:
+                task.cancel()
+            await asyncio.sleep(1)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert caplog.text == ""
 
 
 async def test_a_pooler_in_transaction_mode_may_stand_between(
