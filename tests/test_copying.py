@@ -229,9 +229,12 @@ async def test_a_copy_is_of_one_moment_while_others_write(database: Database, ta
                     begun.set()
 
         writing = asyncio.create_task(write())
-        await begun.wait()
-        await copied(database, target)
-        writing.cancel()
+        try:
+            async with asyncio.timeout(60):
+                await begun.wait()
+                await copied(database, target)
+        finally:
+            writing.cancel()
     counts = [n for (n,) in target.query("SELECT count(*) FROM @items GROUP BY thread_id ORDER BY min(seq)")]
     assert counts[0] > 20
     assert counts in [[counts[0]] * full + [counts[0] - 1] * (5 - full) for full in range(1, 6)]
