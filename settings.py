@@ -241,7 +241,8 @@ class Settings:
         """The database's kind and place, without its password: fit for the log."""
         if self.database_url.startswith("sqlite:///"):
             return f"SQLite in {Path(self.database_url.removeprefix('sqlite:///')).absolute()}"
-        place = self.database_url.partition("://")[2].partition("?")[0]
+        address = self.database_url.partition("://")[2]
+        place = re.sub(r"^[^/@]*@", "", address).partition("?")[0]  # as libpq reads it: a password may have a ?
         return f"PostgreSQL at {place.rpartition('@')[2] or 'this machine'}"
 
     @classmethod

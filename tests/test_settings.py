@@ -106,6 +106,12 @@ def test_an_address_that_libpq_reads_is_taken(url: str) -> None:
     assert Settings.from_environ({"DATABASE_URL": url}).database_url == url
 
 
+@pytest.mark.parametrize("password", ["secret", "sec?ret", "sec@ret", "sec/ret", "sec#ret", "sec%3Fret", "?", ""])
+def test_a_databases_name_shows_where_it_is_and_nothing_of_its_password(password: str) -> None:
+    url = f"postgresql://user:{password}@db.internal:5432/chatkit?sslmode=require"
+    assert Settings.from_environ({"DATABASE_URL": url}).database_name == "PostgreSQL at db.internal:5432/chatkit"
+
+
 def test_a_key_sets_address_is_kept_to_the_letter() -> None:
     environ = {"JWKS_URL": "https://issuer.example/keys/", "JWT_ISSUER": "https://issuer.example/"}
     settings = Settings.from_environ(environ)
