@@ -1,9 +1,5 @@
-"""Two services on one PostgreSQL behind a real nginx: one is killed, the database goes, everybody wants one thread.
+"""Two services on one PostgreSQL behind a real nginx: one is killed, the database goes, everybody wants one thread."""
 
-`REPLICA_TURNS=300 python3 tests/run.py tests/soak/test_replicas.py` runs it in full.
-"""
-
-import os
 import random
 import threading
 import time
@@ -17,7 +13,7 @@ import httpx2
 import pytest
 from test_kills import Witness, assert_all_is_kept_and_goes_on
 
-from conftest import probing
+from conftest import LONG, probing
 from databases import PostgresDatabase
 from nginx import nginx
 from postgres_server import PostgresServer
@@ -36,7 +32,7 @@ from service import (
 from standin import Echo, StandIn
 from test_faults import say
 
-TURNS = int(os.environ.get("REPLICA_TURNS", "40"))
+TURNS = 300 if LONG else 40
 TURNS_A_KILL = 20
 
 
