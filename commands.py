@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -220,13 +221,25 @@ def delete_user_data(settings: Settings, options: argparse.Namespace) -> int:
 
 def copy_all(settings: Settings, options: argparse.Namespace) -> int:
     """Copy all that is stored into another database, and say how far it is."""
-    copy(settings.database_url, options.to, settings.table_prefix, partial(print, flush=True))
-    return 0
+    return _copy(settings, options.to)
 
 
 def back_up(settings: Settings, options: argparse.Namespace) -> int:
     """Copy all that is stored into a new file."""
-    copy(settings.database_url, f"sqlite:///{options.file}", settings.table_prefix, partial(print, flush=True))
+    return _copy(settings, f"sqlite:///{options.file}")
+
+
+def _copy(settings: Settings, target_url: str) -> int:
+    try:
+        copy(settings.database_url, target_url, settings.table_prefix, partial(print, flush=True))
+    except StoreUnavailable as error:  # of either: it says of which
+        target = replace(settings, database_url=target_url)
+        print(
+            f"{settings.database_name} could not be copied to {target.database_name}: {str(error).rstrip('.')}."
+            " Nothing was copied: run it again when both answer.",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

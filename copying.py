@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Row = tuple[Any, ...]
 
 REPORT_SECONDS = 1.0
+START_AGAIN = (
+    " Now start what serves from it; if it runs already, start it again, since it signs links with another key."
+)
 
 
 class CopyRefused(IncompatibleDatabase):
@@ -151,7 +154,9 @@ def copy(source_url: str, target_url: str, table_prefix: str, report: Callable[[
                     raise StoreUnavailable(f"of {count} rows of {table.name} the copy has {found}; nothing is kept")
     except sqlite3.Error as error:
         raise StoreUnavailable(str(error)) from error
-    report(f"Complete: {_words(counts)}; each counted again in the copy.")
+    report(
+        f"Complete: {_words(counts)}; each counted again in the copy.{START_AGAIN if is_postgres(target_url) else ''}"
+    )
 
 
 def _reported(rows: Iterable[Row], table: Table, count: int, report: Callable[[str], None]) -> Iterator[Row]:
@@ -169,10 +174,20 @@ def _words(counts: Mapping[Table, int]) -> str:
 
 
 def _require_this_schema(source: Database) -> None:
-    if (version := source.version()) != source.newest:
+    version, newest = source.version(), source.newest
+    if version == 0:
         raise CopyRefused(
-            f"The database to copy has schema {version} (0: nothing of ours is in it); this release copies"
-            f" {source.newest}. Use the release that serves it, or let `migrate` of this one bring it there first."
+            "The database to copy has schema 0: nothing of the service's is in it. Look at DATABASE_URL, TABLE_PREFIX."
+        )
+    if version > newest:
+        raise CopyRefused(
+            f"The database to copy has schema {version}, made by a newer release; this one copies {newest}."
+            " Use the newer release."
+        )
+    if version < newest:
+        raise CopyRefused(
+            f"The database to copy has schema {version}, of an older release; this one copies {newest}."
+            " Use the older release, or let `migrate` of this one bring it there first."
         )
 
 
@@ -262,7 +277,7 @@ def _sqlite_target(path: Path) -> Iterator[Database]:
 
 def _require_nothing_at(path: Path) -> None:
     """SQLite would take what another database has left in such a file (`-wal`) for changes to the new one."""
-    for each in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal"))):
+    for each in (Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm", "-journal")):
         if each.exists():
             raise CopyRefused(f"{each} exists already. Move it away, or name a file that does not exist.")
 

@@ -217,11 +217,16 @@ def _prepare(db: sqlite3.Connection, migrations: Sequence[str]) -> None:
     _use_wal(db)
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
-    migrate(db, migrations)
+    version = migrate(db, migrations)
+    if version < len(migrations):
+        log.info("the database was brought from schema %d to %d", version, len(migrations))
 
 
-def migrate(db: sqlite3.Connection, migrations: Sequence[str]) -> None:
-    """Bring the tables to the schema of these migrations; raise `IncompatibleDatabase` where they are beyond it."""
+def migrate(db: sqlite3.Connection, migrations: Sequence[str]) -> int:
+    """Bring the tables to the schema of these migrations, and return the one that they had.
+
+    Raises `IncompatibleDatabase` where they are beyond it.
+    """
     db.execute("BEGIN IMMEDIATE")  # processes that start together take turns
     try:
         [version] = db.execute("PRAGMA user_version").fetchone()
@@ -235,8 +240,7 @@ def migrate(db: sqlite3.Connection, migrations: Sequence[str]) -> None:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {number}")
         db.execute("COMMIT")
-        if version < len(migrations):
-            log.info("the database was brought from schema %d to %d", version, len(migrations))
+        return int(version)
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")
