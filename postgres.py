@@ -6,6 +6,7 @@ the user. Locks are taken in this order: user, thread, attachment. All times are
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -76,6 +77,10 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
         pool_size: int = POOL_SIZE,
         work_seconds: float = WORK_SECONDS,
     ):
+        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,29}", table_prefix):
+            raise IncompatibleDatabase(
+                "A table prefix is at most 30 lower-case letters, digits and underscores, and begins with no digit."
+            )
         super().__init__(Pool(connection_string, table_prefix, pool_size, work_seconds))
 
     async def __aenter__(self) -> Self:

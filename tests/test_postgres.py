@@ -119,6 +119,12 @@ async def test_two_prefixes_are_two_stores(postgres: PostgresDatabase) -> None:
         assert (await other.load_threads(9, None, "desc", alice())).data == []
 
 
+@pytest.mark.parametrize("prefix", ["", "Mixed_", "with space", 'quo"te', "9_", "x" * 31])
+async def test_a_prefix_that_is_none_is_refused(postgres: PostgresDatabase, prefix: str) -> None:
+    with pytest.raises(IncompatibleDatabase, match="table prefix"):
+        PostgresStore(postgres.url, prefix)
+
+
 async def test_a_database_that_cannot_hold_every_character_is_refused(
     postgres: PostgresDatabase, running_postgres: PostgresServer
 ) -> None:
@@ -605,22 +611,25 @@ async def test_the_server_ends_a_statement_that_takes_too_long(postgres: Postgre
 async def test_a_replica_that_freezes_in_a_transaction_gives_its_rows_back(
     postgres: PostgresDatabase, patiently: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    has_locked = asyncio.Event()
+    has_locked, goes_on = asyncio.Event(), asyncio.Event()
 
     async def freeze(db: Session) -> None:
         await db.execute("LOCK TABLE @threads")
         has_locked.set()
-        await asyncio.sleep(3)
+        await goes_on.wait()
 
     begin = pool.BEGIN_PATIENTLY.replace(f"'{pool.LOCK_SECONDS}s'".encode(), b"'500ms'")
     monkeypatch.setattr(pool, "BEGIN_PATIENTLY", begin)
     async with postgres.open() as store:
-        connections = Pool(postgres.url, postgres.prefix, 1, work_seconds=2)
-        writing = connections.write_patiently(freeze, 2) if patiently else connections.write(freeze)
+        connections = Pool(postgres.url, postgres.prefix, 1)
+        writing = connections.write_patiently(freeze, 60) if patiently else connections.write(freeze)
         frozen = asyncio.create_task(writing)
         await has_locked.wait()
-        async with asyncio.timeout(2):
-            await store.load_threads(9, None, "asc", alice())
+        try:
+            async with asyncio.timeout(5):
+                await store.load_threads(9, None, "asc", alice())
+        finally:
+            goes_on.set()
         with pytest.raises(StoreUnavailable):
             await frozen
         await connections.close()
