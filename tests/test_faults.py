@@ -81,17 +81,17 @@ SCRIPTS: list[list[Step]] = [
 
 
 def test_200_clients_vanish_at_random_moments_and_all_that_they_saw_is_stored(
-    own_service: InProcess, model: StandIn, database: Path, chance: random.Random
+    either_service: InProcess, model: StandIn, either: Database, chance: random.Random
 ) -> None:
-    threads = [thread_of(own_service.create(f"The first of {number}")) for number in range(10)]
-    idle, earlier = own_service.tasks(), len(model.asked)
+    threads = [thread_of(either_service.create(f"The first of {number}")) for number in range(10)]
+    idle, earlier = either_service.tasks(), len(model.asked)
     model.otherwise = SCRIPTS[0]
     for number in range(1000):
         *begun, last = chance.choice(SCRIPTS)
         model.will(*begun, replace(last, call_id=f"call_{number}") if isinstance(last, Call) else last)
 
     def vanish(thread_id: str | None, how: str, seconds: float) -> Stream:
-        url = own_service.url
+        url = either_service.url
         with Stream.say(url, thread_id) if thread_id else Stream.create(url) as stream:
             stream.read(seconds)
             stream.leave() if how == "FIN" else stream.reset()
@@ -106,21 +106,21 @@ def test_200_clients_vanish_at_random_moments_and_all_that_they_saw_is_stored(
             vanished += pool.map(vanish, visits, ways, [chance.uniform(0, 1) for _ in visits])
 
     eventually(lambda: not model.open_requests, what="the end of all requests to the model")
-    eventually(lambda: not (own_service.tasks() - idle), what="the end of all tasks")
-    assert rows(database, "SELECT * FROM leases") == rows(database, "SELECT * FROM checkpoints") == []
+    eventually(lambda: not (either_service.tasks() - idle), what="the end of all tasks")
+    assert either.leases() == either.query("SELECT * FROM @checkpoints") == []
     for stream in vanished:
-        assert_kept(own_service, stream.seen)
+        assert_kept(either_service, stream.seen)
     endless = [asked for asked in model.asked[earlier:] if not isinstance(asked.steps[-1], Call)]
     assert {asked.ended for asked in endless} == {"cut"}
-    assert_each_turn_is_marked_as_stopped(database, after=10)
+    assert_each_turn_is_marked_as_stopped(either, after=10)
     begun = [stream for stream in vanished if stream.seen]
     print(f"{len(vanished)} vanished, {len(begun)} had seen events, {len(model.asked) - earlier} model requests")
     assert len(begun) > 100
 
 
-def assert_each_turn_is_marked_as_stopped(database: Path, *, after: int) -> None:
+def assert_each_turn_is_marked_as_stopped(database: Database, *, after: int) -> None:
     """Each user message but the first so many, which were answered, has one marker before the next message."""
-    stored = rows(database, "SELECT thread_id, type FROM items ORDER BY thread_id, seq")
+    stored = database.query("SELECT thread_id, type FROM @items ORDER BY thread_id, seq")
     turns: list[list[str]] = []
     for _, kind in stored:
         if kind == "user_message":
@@ -326,9 +326,9 @@ def test_what_was_shown_while_the_database_was_locked_is_stored_once_it_is_not(
 
 
 def test_a_shutdown_lets_turns_end_within_the_grace_and_stops_and_stores_the_others(
-    model: StandIn, database: Path, tmp_path: Path
+    model: StandIn, either: Database, tmp_path: Path
 ) -> None:
-    variables = probing(model, database, SHUTDOWN_GRACE_SECONDS="3")
+    variables = probing(model, **either.environ, SHUTDOWN_GRACE_SECONDS="3")
     with process(tmp_path, **variables) as running, ExitStack() as stack:
         streams = []
         for number in range(20):
@@ -346,16 +346,16 @@ def test_a_shutdown_lets_turns_end_within_the_grace_and_stops_and_stores_the_oth
     for stream in ending:
         assert errors_of(stream.seen) == []
         assert text_of(fold(stream.seen)[-1]) == "word " * 20
-        assert_stored(database, stream.seen)
+        assert_stored(either, stream.seen)
     for stream in hanging:
         assert [error["message"] for error in errors_of(stream.seen)] == [
             "The service is being restarted, which stopped this answer. Try again in a moment."
         ]
         assert stream.seen[-2]["type"] == "thread.item.done"
         assert text_of(stream.seen[-2]["item"]) == "Half an answer"
-        assert_stored(database, stream.seen)
-    assert rows(database, "SELECT * FROM leases") == rows(database, "SELECT * FROM checkpoints") == []
-    assert rows(database, "SELECT count(*) FROM items WHERE type = 'sdk_hidden_context'") == [(10,)]
+        assert_stored(either, stream.seen)
+    assert either.leases() == either.query("SELECT * FROM @checkpoints") == []
+    assert either.query("SELECT count(*) FROM @items WHERE type = 'sdk_hidden_context'") == [(10,)]
     eventually(lambda: not model.open_requests, what="the end of the requests to the model")
     assert "Traceback" not in running.log
 
@@ -407,9 +407,9 @@ def test_an_idle_service_ends_at_once_and_well(number: int, model: StandIn, data
 
 
 def test_several_workers_end_together_and_leave_no_process_behind(
-    model: StandIn, database: Path, tmp_path: Path
+    model: StandIn, either: Database, tmp_path: Path
 ) -> None:
-    variables = probing(model, database, WORKERS="2", SHUTDOWN_GRACE_SECONDS="1")
+    variables = probing(model, **either.environ, WORKERS="2", SHUTDOWN_GRACE_SECONDS="1")
     with process(tmp_path, **variables) as running, ExitStack() as stack:
         model.otherwise = [Begin("Half an answer"), Hang()]
         streams = [stack.enter_context(Stream.create(running.url)) for _ in range(6)]
@@ -424,8 +424,8 @@ def test_several_workers_end_together_and_leave_no_process_behind(
         eventually(lambda: not [child for child in children if Path(f"/proc/{child}").exists()], 2, "their end")
     for stream in streams:
         assert len(errors_of(stream.seen)) == 1
-        assert_stored(database, stream.seen)
-    assert rows(database, "SELECT * FROM leases") == []
+        assert_stored(either, stream.seen)
+    assert either.leases() == []
 
 
 def test_workers_whose_supervisor_is_killed_end_well_and_let_the_port_go(
@@ -671,7 +671,7 @@ def has_grown(seen: Any, stored: Any) -> bool:
     return bool(seen == stored)
 
 
-def assert_stored(database: Path, events: list[Event]) -> None:
+def assert_stored(database: Path | Database, events: list[Event]) -> None:
     """The items that the events leave are stored as they were shown last."""
     assert_items_are_stored(database, {item["id"]: item for item in fold(events)})
 
