@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import pty
+import re
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from clients import Stream
 from commands import main
 from conftest import probing
 from databases import Database, PostgresDatabase
-from service import ROOT, errors_of, eventually, fold, is_up, message, process, run, service, text_of, thread_of
+from service import ROOT, Client, errors_of, eventually, fold, is_up, message, process, run, service, text_of, thread_of
 from settings import Settings
 from sockets import UNREAD_SECONDS, listen
 from standin import Begin, Call, Fail, Hang, Say, StandIn, standing_in
@@ -304,13 +305,15 @@ def test_what_was_said_before_an_answer_was_stopped_is_counted_too(tmp_path: Pat
 
 
 def test_a_changed_agent_is_served_without_a_restart(tmp_path: Path) -> None:
-    agent = tmp_path / "my_agent.py"
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    agent = folder / "my_agent.py"
     source = (
         "from agents import Agent\n\n\ndef create_agent(context):\n    return Agent(name='Mine', instructions=...)\n"
     )
     agent.write_text(source.replace("...", "'first words'"))
     with standing_in() as model:
-        environ = {"AGENT": "my_agent", "PYTHONPATH": str(tmp_path), "OPENAI_BASE_URL": model.url}
+        environ = {"AGENT": "my_agent", "PYTHONPATH": str(folder), "OPENAI_BASE_URL": model.url}
         with process(tmp_path, "serve", "--reload", **environ) as client:
             client.create("Hello")
             assert model.asked[-1].body["instructions"] == "first words"
@@ -328,16 +331,26 @@ def test_a_changed_agent_is_served_without_a_restart(tmp_path: Path) -> None:
             assert client.wait() == 0
 
 
+BY_UVICORN = [sys.executable, "-m", "uvicorn", "--factory", "app:create_app", "--port", "0", "--app-dir", str(ROOT)]
+
+
 def test_the_service_runs_under_uvicorns_own_command_too(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "uvicorn", "--factory", "app:create_app", "--port", "0", "--app-dir", str(ROOT)]
-    with subprocess.Popen(
-        command, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, stderr=subprocess.PIPE, text=True
-    ) as server:
+    environ = {"PATH": os.environ["PATH"], "LOG_FORMAT": "json"}
+    with subprocess.Popen(BY_UVICORN, cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         lines = iter(server.stderr.readline, "")
-        assert any("Uvicorn running on" in line for line in lines)
+        [url] = re.findall(r"Uvicorn running on (http://[\d.:]+)", next(line for line in lines if "running on" in line))
+        assert Client(url).ask("threads.list")["data"] == []
+        assert any(line.startswith('{"time"') and "threads.list" in line for line in lines)
         server.send_signal(signal.SIGTERM)
         server.wait(20)
+
+
+def test_uvicorns_own_command_names_bad_settings_as_ours_does(tmp_path: Path) -> None:
+    environ = {"PATH": os.environ["PATH"], "WORKERS": "none"}
+    ended = subprocess.run(BY_UVICORN, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "WORKERS must be" in ended.stderr) == (2, True)
+    assert "Traceback" not in ended.stderr
 
 
 def test_the_garbage_collector_is_spared_what_lives_as_long_as_the_process(model: StandIn, tmp_path: Path) -> None:
