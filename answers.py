@@ -24,6 +24,7 @@ log = logging.getLogger("service")
 
 REFUSED_STATUS = {
     "bad_json": 400,
+    "too_slow": 408,
     "conflict": 409,
     "too_large": 413,
     "bad_range": 416,

@@ -27,20 +27,20 @@ from starlette.routing import Route
 import metrics
 from agentmodule import AgentModule
 from answers import EXCEPTION_HANDLERS, Unforeseen, answer
-from attachments import Attachments, media_type_of
+from attachments import Attachments
 from auth import bearer_token
+from bodies import Bodies
 from check import verifier_of
 from context import LOCAL_USER, RequestContext
-from conversations import ConversationStore, Quota, QuotaExceeded, StoreUnavailable
+from conversations import ConversationStore, Quota, StoreUnavailable
 from dictation import Dictation
-from failures import Refused, log_failure
+from failures import log_failure
 from files import file_routes
 from hosts import OneHost
 from leases import RETRY_SECONDS
 from local import LocalAccess, loopback_only
 from page import PageSettings, page_routes
 from provider import open_upstream, run_config
-from sdk import parse_request
 from server import ChatServer
 from settings import Settings, SettingsError, load_settings
 from sockets import held_no_longer_than_by_parent
@@ -55,15 +55,8 @@ from upkeep import upkeep
 
 log = logging.getLogger("service")
 
-MAX_BODY_BYTES = 1024 * 1024
-MAX_DICTATION_BYTES = 34 * 1024 * 1024
-MAX_DICTATIONS = 4
-"""At once in a process: each takes several times its body's length in memory."""
 MAX_THREADS = 256
 """For what blocks, an agent's tools above all: a few that hang would use up asyncio's own, which look up names too."""
-LARGE_BODY_BYTES = 64 * 1024
-MAX_LARGE_BODIES = 64
-"""At once in a process that are read beyond `LARGE_BODY_BYTES`: clients that never send the rest cost no more."""
 
 
 def create_app(settings: Settings | None = None) -> Starlette:
@@ -201,8 +194,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 "attachments": attachments,
                 "tool_servers": tool_servers,
                 "server": server,
-                "dictations": asyncio.Semaphore(MAX_DICTATIONS),
-                "large_bodies": asyncio.Semaphore(MAX_LARGE_BODIES),
+                "bodies": Bodies(dictation=upstream.client is not None),
             }
 
     return open_all
@@ -228,9 +220,7 @@ async def enter_store(stack: AsyncExitStack, settings: Settings) -> Conversation
 
 async def chatkit(request: Request) -> Response:
     context = await authenticate(request)
-    async with read_json(request) as body:
-        if len(body) > MAX_BODY_BYTES:
-            _require_dictation(body)
+    async with request.state.bodies.json(request, context.user_id) as body:
         result = await request.state.server.process(body, context)
     if isinstance(result, Turn):
         settings: Settings = request.state.settings
@@ -288,39 +278,6 @@ def require_local(request: Request) -> None:
         server_address=(request.scope.get("server") or [None])[0],
         forwarded="x-forwarded-for" in request.headers,
     )
-
-
-@asynccontextmanager
-async def read_json(request: Request) -> AsyncIterator[bytes]:
-    """Yield the body, which no request may make longer than a message is; dictation brings its audio with it."""
-    media_type = media_type_of(request.headers.get("content-type", ""))
-    if media_type != "application/json":
-        raise Refused("unsupported_type", "The content-type must be application/json.")
-    body, limit = bytearray(), LARGE_BODY_BYTES
-    async with AsyncExitStack() as while_used:
-
-        async def enter(places: asyncio.Semaphore) -> None:
-            if places.locked():
-                raise QuotaExceeded("max_turns", retry_after_seconds=5)
-            await while_used.enter_async_context(places)
-
-        async for chunk in request.stream():
-            body += chunk
-            if LARGE_BODY_BYTES == limit < len(body):
-                await enter(request.state.large_bodies)
-                limit = MAX_BODY_BYTES
-            if MAX_BODY_BYTES == limit < len(body) and b'"input.transcribe"' in body[:MAX_BODY_BYTES]:
-                await enter(request.state.dictations)
-                limit = MAX_DICTATION_BYTES
-            if len(body) > limit:
-                raise Refused("too_large", f"The body is longer than {limit} bytes.")
-        yield bytes(body)
-
-
-def _require_dictation(body: bytes) -> None:
-    """Raise `Refused` unless this is what may be so long: what only names dictation somewhere is not."""
-    if parse_request(body).type != "input.transcribe":
-        raise Refused("too_large", f"The body is longer than {MAX_BODY_BYTES} bytes.")
 
 
 if __name__ == "__main__":

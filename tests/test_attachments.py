@@ -494,3 +494,5 @@ def test_dictation_without_a_model_and_with_a_failing_one_says_so(
     assert "key" in response.json()["message"]
     with service(DATABASE_URL=f"sqlite:///{tmp_path}/db") as offline:
         assert offline.post("input.transcribe", params).json()["code"] == "not_configured"
+        long = {**params, "audio_base64": "A" * 2 * 1024 * 1024}
+        assert offline.post("input.transcribe", long).json()["code"] == "too_large"

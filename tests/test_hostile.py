@@ -2,6 +2,7 @@
 
 import json
 import resource
+import select
 import socket
 import threading
 import time
@@ -13,15 +14,22 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import sockets
 import streams
-from app import MAX_BODY_BYTES, MAX_DICTATIONS, MAX_LARGE_BODIES, create_app
+from answers import EXCEPTION_HANDLERS
+from app import create_app
+from bodies import MAX_BODY_BYTES, MAX_DICTATIONS, MAX_LARGE_BODIES, Bodies
 from clients import Stream
 from conftest import probing
 from connections import Connection
-from service import Client, Process, eventually, fold, process, serving, text_of
+from issuer import Issuer
+from service import Client, Process, eventually, fold, process, service, serving, text_of
 from settings import Settings
 from standin import Say, StandIn
 from test_faults import resident_bytes, rows
@@ -29,6 +37,7 @@ from test_faults import resident_bytes, rows
 MIB = 1024 * 1024
 JSON = {"content-type": "application/json"}
 DICTATION = b'{"type": "input.transcribe", "params": '
+SPOKEN = DICTATION + b'{"audio_base64": "'
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +265,7 @@ def post_large(running: Process) -> int:
 
 LARGE = {
     "a body of 50 MB": (b'{"type": "' + b"x" * 50_000_000, 413),
-    "50 MB that begin as dictation": (DICTATION + b'{"audio_base64": "' + b"A" * 50_000_000, 413),
+    "50 MB that begin as dictation": (SPOKEN + b"A" * 50_000_000, 413),
     "a million nested brackets": (b"[" * (MAX_BODY_BYTES - 1), 400),
     "a million nested objects": (b'{"type":' * (MAX_BODY_BYTES // 8), 400),
     "brackets where anything may be": (
@@ -266,14 +275,16 @@ LARGE = {
         + b"}}}",
         400,
     ),
-    "30 million nested brackets in dictation": (DICTATION + b"[" * 30_000_000, 400),
+    "30 million nested brackets in dictation": (DICTATION + b"[" * 30_000_000, 413),
+    "30 MB of empty lists in dictation": (DICTATION + b'{"audio_base64": [' + b"[]," * 10_000_000, 413),
+    "lists behind a mebibyte of dictation": (SPOKEN + b"A" * MIB + b'", "a": [' + b"[]," * 10_000_000, 413),
 }
 
 
 @pytest.mark.parametrize("what", LARGE)
 def test_a_body_too_large_or_too_deep_is_refused_and_costs_bounded_memory(what: str, running: Process) -> None:
     body, status = LARGE[what]
-    with unharmed(running, mebibytes=400), ThreadPoolExecutor(8) as pool:
+    with unharmed(running, mebibytes=200), ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: post(running, body), range(16)))
     assert set(answers) <= {status, 429, 0}
     assert status in answers
@@ -288,11 +299,65 @@ def post(running: Process, body: bytes) -> int:
             return 0
 
 
-def test_dictations_beyond_a_few_at_once_are_refused_for_the_moment(running: Process) -> None:
-    begun = HEAD + b"content-length: 10000000\r\n\r\n" + DICTATION + b'{"audio_base64": "' + b"A" * 2 * MIB
-    with ExitStack() as stack:
-        for _ in range(MAX_DICTATIONS):
-            stack.enter_context(connect(running.url, begun))
-        eventually(lambda: post(running, LARGE["30 million nested brackets in dictation"][0]) == 429)
-        assert running.post("threads.list").status_code == 200
-    eventually(lambda: post(running, LARGE["30 million nested brackets in dictation"][0]) == 400)
+def long_dictation(token: str = "") -> bytes:
+    """Return the head of a dictation, and less of its body than was announced."""
+    authorization = f"authorization: Bearer {token}\r\n".encode() if token else b""
+    return HEAD + authorization + b"connection: close\r\ncontent-length: 10000000\r\n\r\n" + SPOKEN + b"A" * 2 * MIB
+
+
+def test_dictations_beyond_a_few_at_once_are_refused_for_the_moment(model: StandIn, tmp_path: Path) -> None:
+    spoken = {"audio_base64": "A" * 2 * MIB, "mime_type": "audio/webm"}
+    with Issuer() as issuer, ExitStack() as opened:
+        login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
+        other = opened.enter_context(service(**probing(model, tmp_path / "chatkit.db", **login)))
+        other.http.headers["authorization"] = f"Bearer {issuer.token(claims={'sub': 'other'})}"
+        eventually(lambda: answered(other.post("threads.list"), 200))
+        with ExitStack() as begun:
+            tokens = [issuer.token(claims={"sub": f"user {number}"}) for number in range(MAX_DICTATIONS + 1)]
+            all_begun = [begun.enter_context(connect(other.url, long_dictation(token))) for token in tokens]
+            [one], _, _ = select.select(all_begun, [], [], 10)
+            assert all_from(one).startswith(b"HTTP/1.1 429 ")
+            refused = other.post("input.transcribe", spoken)
+            assert (refused.status_code, refused.json()["code"]) == (429, "quota")
+            assert refused.json()["message"] == "The service is busy. Try again in a moment."
+            assert other.post("threads.list").status_code == 200
+        eventually(lambda: answered(other.post("input.transcribe", spoken), 200))
+
+
+def answered(response: httpx2.Response, status: int) -> httpx2.Response | None:
+    return response if response.status_code == status else None
+
+
+def test_a_user_has_one_long_dictation_at_a_time(running: Process) -> None:
+    spoken = {"audio_base64": "A" * 2 * MIB, "mime_type": "audio/webm"}
+    with connect(running.url, long_dictation()) as first, connect(running.url, long_dictation()) as second:
+        [one], _, _ = select.select([first, second], [], [], 10)
+        assert b"You are dictating already. Wait until that has become text." in all_from(one)
+    eventually(lambda: answered(running.post("input.transcribe", spoken), 200))
+
+
+@pytest.mark.parametrize(
+    "begun", [HEAD + b"content-length: 100000\r\n\r\n" + b"x" * 70_000, long_dictation()], ids=["large", "dictation"]
+)
+def test_a_long_body_that_drips_gives_its_place_back(begun: bytes) -> None:
+    bodies = Bodies(dictation=True, arrival_seconds=0.5)
+
+    async def read(request: Request) -> Response:
+        async with bodies.json(request, "alice") as body:
+            return Response(str(len(body)))
+
+    app = Starlette(routes=[Route("/chatkit", read, methods=["POST"])], exception_handlers=EXCEPTION_HANDLERS)
+    with serving(app) as url:
+        for _ in range(2):
+            with connect(url, begun) as connection:
+                given_up = threading.Event()
+                dripping = threading.Thread(target=drip, args=(connection, given_up))
+                dripping.start()
+                head, _, body = all_from(connection).partition(b"\r\n\r\n")
+                given_up.set()
+                dripping.join()
+            assert head.startswith(b"HTTP/1.1 408 Request Timeout")
+            assert json.loads(body) == {
+                "code": "too_slow",
+                "message": "The request did not arrive in time. Send it again.",
+            }

@@ -22,7 +22,7 @@ LAYERS = [
     {"postgres"},
     {"sdk", "store", "demo", "attachments", "dictation", "leases"},
     {"outbox"},
-    {"answers", "turn", "copying", "history", "files", "provider", "toolservers", "agent"},
+    {"answers", "turn", "bodies", "copying", "history", "files", "provider", "toolservers", "agent"},
     {"agentmodule", "titles", "turns", "hosts"},
     {"runs"},
     {"server", "tour", "streams"},
@@ -74,7 +74,7 @@ def test_every_package_that_is_imported_is_asked_for_or_named_with_what_brings_i
 
 def test_only_the_routes_speak_http() -> None:
     speakers = {module for module in set().union(*LAYERS) if "starlette" in imports(module)}
-    assert speakers == {"answers", "app", "files", "hosts", "page", "streams", "telemetry"}
+    assert speakers == {"answers", "app", "bodies", "files", "hosts", "page", "streams", "telemetry"}
 
 
 def test_only_the_entry_point_looks_up() -> None:
