@@ -46,7 +46,7 @@ from settings import Settings, SettingsError, load_settings
 from sockets import held_no_longer_than_by_parent
 from store import open_store
 from streams import SSE_HEADERS, TurnResponse
-from telemetry import Telemetry, logging_config, note
+from telemetry import Telemetry, logging_config, no_queries_in_access_log, note
 from toolservers import ToolServers
 from tour import with_tour
 from turn import Turn
@@ -126,6 +126,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
             agent = with_tour(agent)
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(MAX_THREADS))
         async with AsyncExitStack() as stack:
+            stack.enter_context(no_queries_in_access_log())
             upstream = await stack.enter_async_context(
                 open_upstream(
                     api_key=settings.openai_api_key,

@@ -38,7 +38,7 @@ def nginx(folder: Path, ports: Sequence[int]) -> Iterator[str]:
     configuration = folder / "nginx.conf"
     configuration.write_text(
         f"{user}daemon off; pid {folder}/nginx.pid; error_log stderr; worker_processes 1; events {{}}\n"
-        f"http {{ access_log off; {temporary}\n{block}}}\n"
+        f"http {{ access_log {folder}/access.log; {temporary}\n{block}}}\n"
     )
     with (folder / "nginx.log").open("wb") as log:
         running = subprocess.Popen(

@@ -51,7 +51,7 @@ def listening_socket() -> socket.socket:
 def serving(app: Any, listener: socket.socket | None = None, **options: Any) -> Iterator[str]:
     """Serve an ASGI app on a thread of its own and yield its address."""
     listener = listener or listening_socket()
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, **options)
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, **{"access_log": False, **options})
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from app import create_app
 from conftest import probing
 from issuer import Issuer
-from service import Client, eventually, message, process, service, thread_of
+from service import Client, eventually, message, process, service, serving, thread_of
+from settings import Settings
 from standin import Call, Fail, Say, StandIn
 from telemetry import JsonLines, TextLines, pseudonym
 
@@ -307,3 +309,16 @@ def test_with_log_format_json_every_line_is_an_object(tmp_path: Path) -> None:
         lines = [json.loads(line) for line in client.log.splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
     assert {"service", "service.requests", "uvicorn.error", "py.warnings"} <= {line["logger"] for line in lines}
+
+
+def test_uvicorns_own_access_log_has_no_links_in_it(
+    model: StandIn, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "uvicorn.access")
+    app = create_app(Settings.from_environ(probing(model, tmp_path / "chatkit.db")))
+    with serving(app, lifespan="on", access_log=True) as url, closing(Client(url)) as client:
+        announced = {"name": "a.txt", "size": 2, "mime_type": "text/plain"}
+        link = client.ask("attachments.create", announced)["upload_descriptor"]
+        assert client.http.put(link["url"], content=b"ok", headers=link["headers"]).status_code == 200
+    assert re.search(r'"PUT /attachments/atc_[0-9a-f]+ HTTP/1.1" 200', caplog.text)
+    assert "signature" not in caplog.text

@@ -61,6 +61,8 @@ def nginx(site: Site) -> list[str | Path]:
     if site.under_prefix:
         [prefix] = blocks_of(DOCUMENT, "nginx")
         conf = conf.replace("    # The operator's.", prefix + "    # The operator's.")
+    assert "/var/log/nginx/access.log" in conf
+    conf = conf.replace("/var/log/nginx/access.log", str(site.folder / "access.log"))
     upstreams = site.placed((ROOT / "deploy" / "nginx-upstreams.conf").read_text(encoding="utf-8"))
     places = "".join(
         f"{kind}_temp_path {site.folder / kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -68,7 +70,8 @@ def nginx(site: Site) -> list[str | Path]:
     user = "user root;\n" if os.getuid() == 0 else ""
     main = site.folder / "nginx.conf"
     main.write_text(
-        f"{user}daemon off;\npid {site.folder / 'pid'};\nevents {{}}\nhttp {{\naccess_log off;\n{places}"
+        f"{user}daemon off;\npid {site.folder / 'pid'};\nevents {{}}\n"
+        f"http {{\naccess_log {site.folder / 'access.log'};\n{places}"
         f"{conf}\n{upstreams}}}\n"
     )
     return [_program("nginx"), "-c", main, "-e", "stderr"]

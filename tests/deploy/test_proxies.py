@@ -244,6 +244,25 @@ def test_the_readmes_nginx_before_replicas_keeps_the_port_lets_files_through_and
         assert FIGURES not in site.http.get("/metrics").text
 
 
+@pytest.mark.parametrize("prefix", ["", "/chat"])
+def test_nginx_writes_no_link_into_its_logs(frontend: str, model: StandIn, tmp_path: Path, prefix: str) -> None:
+    environ = probing(model, tmp_path / "chatkit.db", ROOT_PATH=prefix)
+    with (
+        process(tmp_path, **environ) as running,
+        proxy("nginx", tmp_path, running, frontend, under_prefix=bool(prefix)) as site,
+    ):
+        under = Client(f"{site.url}{prefix}", tls=site.tls)
+        link = under.ask("attachments.create", {"name": "a.png", "size": 9, "mime_type": "image/png"})["preview_url"]
+        with ThreadPoolExecutor(8) as pool:
+            statuses = {each.status_code for each in pool.map(lambda _: under.http.get(link), range(100))}
+        assert prefix or 429 in statuses
+        running.kill()
+        eventually(lambda: under.http.get(link).status_code == 502, what="an error of nginx's own")
+    written = (tmp_path / "access.log").read_text() + (tmp_path / "log").read_text()
+    assert f"GET {prefix}/attachments/atc_" in written
+    assert "signature" not in written
+
+
 def test_what_a_stranger_says_of_where_it_comes_from_is_not_believed(model: StandIn, tmp_path: Path) -> None:
     announced = {"name": "a.txt", "size": 2, "mime_type": "text/plain"}
     with process(tmp_path, **probing(model, tmp_path / "chatkit.db", FORWARDED_ALLOW_IPS="10.9.9.9")) as running:
