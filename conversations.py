@@ -130,6 +130,8 @@ KEPT = "urn:attachment:"
 CHUNK_BYTES = 256 * 1024
 """Attachments are kept in chunks of this size, the last one excepted."""
 UNSENT_HOURS = 24
+MAX_UNSENT = 100
+"""Attachments of one user that are in no thread: each is a row, however few its bytes."""
 """How long an attachment is kept that is in no thread."""
 PURGE_INTERVAL_SECONDS = 3600
 DELETION_BATCH = 100
@@ -235,8 +237,8 @@ class ConversationStore(Store[RequestContext]):
     ) -> None:
         """Save a new attachment and set `size` bytes aside for it.
 
-        Raises `QuotaExceeded` ("storage") where all of the user's attachments would pass `max_storage_bytes`; 0 is
-        no limit.
+        Raises `QuotaExceeded`: "storage" where all of the user's attachments would pass `max_storage_bytes` (0 is no
+        limit), "unsent_files" where more than `MAX_UNSENT` of them would be in no thread.
         """
 
     @abstractmethod

@@ -91,6 +91,7 @@ QUOTA_WORDS = {
     "concurrent_turns": "Too many answers are being written for you at once. Wait until one has ended.",
     "tokens_per_day": "You have used up what you may use in a day. Try again in {hours} hours.",
     "storage": "Your files would take more room than you may use. Delete conversations with files in them.",
+    "unsent_files": "Too many of your files were not sent. Send some, remove some, or wait {hours} hours.",
     "dictations": "You are dictating already. Wait until that has become text.",
     "max_turns": "The service is busy. Try again in a moment.",
 }

@@ -6,7 +6,7 @@ from chatkit.store import NotFoundError
 from chatkit.types import Attachment
 
 from context import RequestContext
-from conversations import CHUNK_BYTES, UNSENT_HOURS, AlreadyUploaded, QuotaExceeded, new_id
+from conversations import CHUNK_BYTES, MAX_UNSENT, UNSENT_HOURS, AlreadyUploaded, QuotaExceeded, new_id
 from pool import OnPool, Session
 from postgresschema import NOW
 from rows import attachment_body
@@ -17,15 +17,16 @@ class PostgresUploads(OnPool):
         self, attachment: Attachment, size: int, max_storage_bytes: int, context: RequestContext
     ) -> None:
         async def write(db: Session) -> None:
-            await _lock_storage(db, max_storage_bytes, context)
+            await db.lock(_storage_of(context))
             await db.execute(
                 "INSERT INTO @attachments (id, user_id, body, size, is_complete, created_at)"
                 f" VALUES (%s, %s, %s, %s, FALSE, {NOW})",
                 (attachment.id, context.user_id, attachment_body(attachment), size),
             )
+            await _require_few_unsent(db, context)
             await _require_storage(db, max_storage_bytes, context)
 
-        await self._write(write, queue=_storage_of(context) if max_storage_bytes else None)
+        await self._write(write, queue=_storage_of(context))
 
     async def begin_upload(self, attachment_id: str, context: RequestContext) -> str:
         upload = new_id("task")
@@ -48,7 +49,8 @@ class PostgresUploads(OnPool):
         context: RequestContext,
     ) -> None:
         async def write(db: Session) -> None:
-            await _lock_storage(db, max_storage_bytes, context)
+            if max_storage_bytes:
+                await db.lock(_storage_of(context))
             attachment = await _require_upload(db, attachment_id, upload, context)
             await db.execute("INSERT INTO @attachment_chunks VALUES (%s, %s, %b)", (attachment_id, number, data))
             received = number * CHUNK_BYTES + len(data)
@@ -143,9 +145,12 @@ def _storage_of(context: RequestContext) -> str:
     return f"storage of {context.user_id}"
 
 
-async def _lock_storage(db: Session, most: int, context: RequestContext) -> None:
-    if most:
-        await db.lock(_storage_of(context))
+async def _require_few_unsent(db: Session, context: RequestContext) -> None:
+    [unsent] = await db.row(
+        "SELECT count(*) FROM @attachments WHERE thread_id IS NULL AND user_id = %s", (context.user_id,)
+    )
+    if unsent > MAX_UNSENT:
+        raise QuotaExceeded("unsent_files", retry_after_seconds=UNSENT_HOURS * 3600)
 
 
 async def _require_storage(db: Session, most: int, context: RequestContext) -> None:

@@ -6,7 +6,7 @@ from chatkit.store import NotFoundError
 from chatkit.types import Attachment
 
 from context import RequestContext
-from conversations import CHUNK_BYTES, UNSENT_HOURS, AlreadyUploaded, QuotaExceeded, new_id
+from conversations import CHUNK_BYTES, MAX_UNSENT, UNSENT_HOURS, AlreadyUploaded, QuotaExceeded, new_id
 from rows import attachment_body
 from sqlite import OnSQLite
 from sqliteschema import NOW
@@ -22,6 +22,7 @@ class SQLiteUploads(OnSQLite):
                 f" VALUES (?, ?, ?, ?, FALSE, {NOW})",
                 (attachment.id, context.user_id, attachment_body(attachment), size),
             )
+            _require_few_unsent(db, context)
             _require_storage(db, max_storage_bytes, context)
 
         await self._write(write)
@@ -122,6 +123,14 @@ def _require_upload(db: sqlite3.Connection, attachment_id: str, upload: str, con
     if row["upload"] != upload:
         raise AlreadyUploaded(attachment_id)
     return row
+
+
+def _require_few_unsent(db: sqlite3.Connection, context: RequestContext) -> None:
+    [unsent] = db.execute(
+        "SELECT count(*) FROM attachments WHERE thread_id IS NULL AND user_id = ?", (context.user_id,)
+    ).fetchone()
+    if unsent > MAX_UNSENT:
+        raise QuotaExceeded("unsent_files", retry_after_seconds=UNSENT_HOURS * 3600)
 
 
 def _require_storage(db: sqlite3.Connection, most: int, context: RequestContext) -> None:

@@ -35,6 +35,7 @@ from conversations import (
     CHUNK_BYTES,
     DELETION_BATCH,
     KEPT,
+    MAX_UNSENT,
     STOPPED,
     AlreadySent,
     AlreadyUploaded,
@@ -753,6 +754,20 @@ async def test_a_users_attachments_together_stay_within_their_storage(store: Con
     with pytest.raises(QuotaExceeded):
         await store.write_chunk("d", name, 0, b"x" * 41, 100, alice())
     await store.write_chunk("d", name, 0, b"x" * 40, 100, alice())
+
+
+async def test_a_user_has_a_hundred_attachments_at_most_that_were_not_sent(store: ConversationStore) -> None:
+    thread = await make_thread(store)
+    for number in range(MAX_UNSENT):
+        await store.reserve_attachment(file(f"a{number}"), 1, 0, alice())
+    with pytest.raises(QuotaExceeded) as refused:
+        await store.reserve_attachment(file("one more"), 1, 0, alice())
+    assert refused.value.quota == "unsent_files"
+    with pytest.raises(NotFoundError):
+        await store.load_attachment("one more", alice())
+    await store.reserve_attachment(file("b"), 1, 0, bob())
+    await store.save_attachment(file("a0", thread_id=thread), alice())
+    await store.reserve_attachment(file("one more"), 1, 0, alice())
 
 
 async def test_an_attachment_that_was_sent_stays_in_its_thread(store: ConversationStore) -> None:
