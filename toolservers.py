@@ -9,7 +9,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from agents import Agent, RunContextWrapper
-from agents.exceptions import UserError
+from agents.exceptions import MCPToolCancellationError, UserError
 from agents.mcp import MCPServer, MCPServerManager, MCPServerStreamableHttp, MCPServerStreamableHttpParams
 from agents.mcp.util import MCPToolMetaContext
 from chatkit.agents import AgentContext
@@ -21,6 +21,8 @@ log = logging.getLogger("service.toolservers")
 CONNECT_SECONDS = 5.0
 """The longest that a server which is down, or slow, holds up a turn; it does so once."""
 RETRY_SECONDS = 5.0
+MAX_ERROR_LENGTH = 1000
+"""Characters that the model reads of what went wrong with a call."""
 LEFT_OUT_SECONDS = 60.0
 """How long turns that would bring a token of their own do without a server that did not answer one of them."""
 
@@ -139,6 +141,10 @@ class _SharedServer:
         self._broke.set()
 
 
+class _SessionFailed(UserError):
+    """The call failed because its session did; its cause says how. (A `UserError`: the Agents SDK wraps all else.)"""
+
+
 class _Watched(MCPServerStreamableHttp):
     """A server that says when its session fails."""
 
@@ -149,7 +155,7 @@ class _Watched(MCPServerStreamableHttp):
             cache_tools_list=True,
             name=_name(url),
             client_session_timeout_seconds=None,  # a tool may take as long as its turn may
-            failure_error_function=None,  # what a tool says of its own failure still reaches the model
+            failure_error_function=_words_for_model,
             tool_meta_resolver=_meta,
         )
         self._on_failure = on_failure
@@ -173,6 +179,7 @@ class _Watched(MCPServerStreamableHttp):
         except Exception as error:
             if isinstance(error, TimeoutError) or not await self._answers():
                 self._on_failure()
+                raise _SessionFailed("the session failed") from error
             raise
 
     async def _answers(self) -> bool:
@@ -185,6 +192,13 @@ class _Watched(MCPServerStreamableHttp):
                 return self.session is not None and bool(await self.session.list_tools())
         except Exception:  # the MCP library's own, whatever the server did
             return False
+
+
+def _words_for_model(context: RunContextWrapper[Any], error: Exception) -> str:
+    """Return what the model reads of a call that failed, an argument left out, say; raise where the session did."""
+    if isinstance(error, MCPToolCancellationError | _SessionFailed):
+        raise error
+    return f"The call failed: {error}"[:MAX_ERROR_LENGTH]
 
 
 async def with_tools_of(servers: Sequence[MCPServer], agent: Agent[Any]) -> Agent[Any]:

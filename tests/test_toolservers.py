@@ -242,6 +242,23 @@ def test_a_server_that_dies_in_a_call_ends_the_turn_with_words_and_is_used_again
         tools.kill()
 
 
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [(Call("decline"), "not today"), (Call("add", {"a": 1}), "missing required parameters: b")],
+    ids=["an error of the protocol", "an argument left out"],
+)
+def test_the_model_is_told_why_its_call_failed_and_goes_on(
+    tools: ToolServerProcess, client: Client, model: StandIn, call: Call, told: str
+) -> None:
+    eventually(lambda: not is_degraded(client), 30)
+    model.will(call)
+    model.will(Say("I was told."))
+    events = client.create("Fail")
+    assert not errors_of(events)
+    assert told in result_of_last_call(model)
+    assert text_of(fold(events)[-1]) == "I was told."
+
+
 @pytest.mark.parametrize("call", [Call("decline"), Call("add", {"a": 1})], ids=str)
 def test_a_call_that_fails_on_its_own_account_disturbs_nobody_elses(
     tools: ToolServerProcess, client: Client, model: StandIn, call: Call
