@@ -170,8 +170,7 @@ class KeySet:
 
     async def _fetch_once(self) -> None:
         try:
-            self._replace_keys(await fetch_jwks(self._url))
-            problem = None if self._keys else "it lists no key that can be used"
+            problem = self._take_keys(await fetch_jwks(self._url))
         except TimeoutError:
             problem = f"no answer within {FETCH_SECONDS:.0f} s"
         except UnreadableKeySet as error:
@@ -181,12 +180,16 @@ class KeySet:
         self._note(problem)
         self._due_at = self._monotonic() + self._pause_seconds()
 
-    def _replace_keys(self, jwks: Mapping[str, Any]) -> None:
+    def _take_keys(self, jwks: Mapping[str, Any]) -> str | None:
+        """Believe the keys that are listed, or return why not: an issuer that signs has one, so none is a mishap."""
         before = self.summaries
-        self._keys, self.summaries = read_key_set(jwks)
-        self._fetched_at = self._monotonic()
+        keys, self.summaries = read_key_set(jwks)
         if self.summaries != before:
             log.info("the issuer's keys: %.2000s", "; ".join(self.summaries) or "none")
+        if not keys:
+            return "it lists no key that can be used"
+        self._keys, self._fetched_at = keys, self._monotonic()
+        return None
 
     def _note(self, problem: str | None) -> None:
         metrics.count_jwks_fetch(failed=problem is not None)

@@ -704,19 +704,19 @@ async def test_an_answer_that_is_no_key_set_does_not_cost_the_keys_that_are_know
     assert (await verifier.verify(issuer.token())).user_id == "alice"
 
 
-async def test_an_issuer_that_withdraws_all_keys_has_its_tokens_refused_and_is_asked_again(
+async def test_an_issuer_that_lists_no_key_costs_nobody_their_login_for_a_day(
     issuer: Issuer, verifier: Verifier, clock: Clock
 ) -> None:
     issuer.answer = lambda: JSONResponse({"keys": []})
     clock.advance(30)
-    with pytest.raises(KeysUnavailable):
-        await verifier.verify(random_kid_token(issuer))
-    with pytest.raises(KeysUnavailable):
-        await verifier.verify(issuer.token())
-
-    issuer.answer = None
-    clock.advance(30)
+    await refusal(verifier.verify(random_kid_token(issuer)))
+    assert issuer.fetches == 2
     assert (await verifier.verify(issuer.token())).user_id == "alice"
+
+    clock.advance(24 * 3600)
+    with pytest.raises(KeysUnavailable) as unavailable:
+        await verifier.verify(issuer.token())
+    assert unavailable.value.reason == "it lists no key that can be used"
 
 
 async def test_a_key_set_of_256_kib_is_read(issuer: Issuer) -> None:
