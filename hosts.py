@@ -3,10 +3,14 @@
 import re
 from ipaddress import IPv6Address
 
+from pydantic import AnyUrl, TypeAdapter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from answers import answer
+
+_address = TypeAdapter(AnyUrl)
+"""What links are made as, which refuses hosts that the grammar allows: `256.1.1.1`, `%2f`, `xn--a`."""
 
 
 class OneHost:
@@ -32,6 +36,8 @@ def is_host(host: str) -> bool:
     if match is None or int(match[2] or 0) > 65535:
         return False
     try:
-        return match[1] is None or bool(IPv6Address(match[1]))
+        if match[1] is not None:
+            return bool(IPv6Address(match[1]))
+        return not host or bool(_address.validate_python(f"http://{host}"))
     except ValueError:
         return False
