@@ -37,7 +37,7 @@ UPLOAD_LINK_SECONDS = 15 * 60
 VIEW_LINK_SECONDS = 60 * 60
 MAX_NAME_LENGTH = 255
 MAX_TEXT_LENGTH = 100_000
-"""Characters of a text file that the model reads."""
+"""Characters of a text file that the model reads, and of what a tool returned in an earlier turn."""
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 """What a browser shows and cannot be made to run (no SVG), and what models look at."""
@@ -90,13 +90,14 @@ class Attachments(AttachmentStore[RequestContext]):
         if not 0 < input.size <= self._max_bytes:
             raise _too_large(self._max_bytes) if input.size > 0 else Refused("bad_params", "The file is empty.")
         attachment = self._new(input.name, media_type_of(input.mime_type), announced=input.size)
-        await self._store.reserve_attachment(attachment, input.size, self._max_storage_bytes, context)
         upload = AttachmentUploadDescriptor(
             url=AnyUrl(self._link("upload", attachment.id, UPLOAD_LINK_SECONDS, context)),
             method="PUT",
             headers={"Content-Type": input.mime_type},
         )
-        return self.present(attachment, context).model_copy(update={"upload_descriptor": upload})
+        shown = self.present(attachment, context).model_copy(update={"upload_descriptor": upload})
+        await self._store.reserve_attachment(attachment, input.size, self._max_storage_bytes, context)
+        return shown
 
     async def receive_announced(
         self, attachment_id: str, mime_type: str | None, data: AsyncIterator[bytes], context: RequestContext
@@ -205,8 +206,14 @@ class Attachments(AttachmentStore[RequestContext]):
         return f"{context.base_url}/attachments/{attachment_id}?{query}"
 
     async def open_link(self, use: str, attachment_id: str, expires: str, signature: str) -> RequestContext:
-        """Return the context of the user whose link for this use it is; raise `LinkRefused` or `NotFoundError`."""
-        user_id = await self._store.load_attachment_owner(attachment_id)
+        """Return the context of the user whose link for this use it is; raise `LinkRefused`.
+
+        Without a link nobody learns which attachments there are. (A link of a deleted one is refused as well.)
+        """
+        try:
+            user_id = await self._store.load_attachment_owner(attachment_id)
+        except NotFoundError:
+            raise LinkRefused from None
         expected = self._signature(use, attachment_id, user_id, expires)
         if not hmac.compare_digest(expected.encode(), signature.encode()) or int(expires) < self._now():
             raise LinkRefused
@@ -282,9 +289,8 @@ class Attachments(AttachmentStore[RequestContext]):
                 "file_data": _data_url(attachment.mime_type, data),
             }
         if _is_text(attachment.mime_type):
-            text = data.decode("utf-8", errors="replace")
-            rest = f"\n[… {len(text) - MAX_TEXT_LENGTH} more characters]" if len(text) > MAX_TEXT_LENGTH else ""
-            return _words(f"The user attached {attachment.name}:\n\n{text[:MAX_TEXT_LENGTH]}{rest}")
+            text = shortened(data.decode("utf-8", errors="replace"))
+            return _words(f"The user attached {attachment.name}:\n\n{text}")
         return _words(f"[The user attached {attachment.name} ({attachment.mime_type}), which you cannot read.]")
 
     async def image_to_model(self, attachment_id: str, context: RequestContext) -> ResponseInputContentParam:
@@ -354,6 +360,12 @@ def _require_type(beginning: bytes, mime_type: str) -> None:
         fits = not _is_text(mime_type) or b"\x00" not in beginning
     if not fits:
         raise Refused("unsupported_type", f"The file is not of the type {mime_type} that it is said to be.")
+
+
+def shortened(text: str) -> str:
+    """Return what the model reads of a long text, and how much there is beyond that."""
+    rest = f"\n[… {len(text) - MAX_TEXT_LENGTH} more characters]" if len(text) > MAX_TEXT_LENGTH else ""
+    return text[:MAX_TEXT_LENGTH] + rest
 
 
 def _is_text(mime_type: str) -> bool:

@@ -4,10 +4,12 @@ import base64
 import binascii
 
 import openai
+from agents.exceptions import ModelBehaviorError
 from chatkit.types import InputTranscribeParams, TranscriptionResult
 from openai import AsyncOpenAI
 
 from failures import Refused
+from sdk import mended
 
 MAX_AUDIO_BYTES = 25 * 1024 * 1024
 """As OpenAI's audio API has it."""
@@ -45,4 +47,9 @@ class Dictation:
             )
         except openai.OpenAIError as error:
             raise DictationFailed from error
-        return TranscriptionResult(text=heard.text)
+        except ValueError:  # openai 3.54, of an answer that is not JSON
+            raise DictationFailed from ModelBehaviorError("the answer is not JSON")
+        text = getattr(heard, "text", None)
+        if not isinstance(text, str):  # of other answers it makes whatever it can
+            raise DictationFailed from ModelBehaviorError("the answer has no text")
+        return TranscriptionResult(text=mended(text))

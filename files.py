@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from chatkit.types import Attachment
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError, MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -21,6 +21,8 @@ from telemetry import note
 Authenticate = Callable[[Request], Awaitable[RequestContext]]
 
 MAX_PART_HEADER_BYTES = 8 * 1024
+MAX_BEFORE_FILE_BYTES = 64 * 1024
+"""Of other fields: what proxies let through beyond the file itself."""
 
 
 def file_routes(authenticate: Authenticate) -> list[Route]:
@@ -125,9 +127,12 @@ async def _file_part(request: Request) -> tuple[str, str, AsyncIterator[bytes]]:
     if media_type != b"multipart/form-data" or not options.get(b"boundary"):
         raise Refused("unsupported_type", "The content-type must be multipart/form-data, with the field `file`.")
     parts = _Parts(options[b"boundary"])
-    body = request.stream()
+    body, before = request.stream(), 0
     while parts.file is None and not parts.ended:
-        parts.feed(await anext(body, b""))
+        if before > MAX_BEFORE_FILE_BYTES:
+            raise Refused("bad_params", "The form has too much before the field `file`. Put that first.")
+        parts.feed(chunk := await anext(body, b""))
+        before += len(chunk)
     if parts.file is None:
         raise Refused("bad_params", "The form has no field `file`.")
 
@@ -170,7 +175,10 @@ class _Parts:
             "on_part_end": self._end_part,
             "on_end": self._end,
         }
-        self._parser = MultipartParser(boundary, callbacks)
+        try:
+            self._parser = MultipartParser(boundary, callbacks)
+        except FormParserError as error:  # it is longer than 256 bytes
+            raise Refused("bad_params", "The form cannot be read.") from error
 
     def feed(self, data: bytes) -> None:
         """Parse what came; nothing means that nothing more will."""

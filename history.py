@@ -28,7 +28,7 @@ from chatkit.types import (
 )
 from openai.types.responses import ResponseInputContentParam, ResponseInputTextParam
 
-from attachments import Attachments, kept_id
+from attachments import Attachments, kept_id, shortened
 from context import RequestContext
 from conversations import ConversationStore, is_hidden
 from failures import log_failure
@@ -160,7 +160,7 @@ class ToolResults:
         content = {
             TOOL: _field(call, "name"),
             "arguments": mended(_field(call, "arguments")),
-            "output": mended(_as_text(output)),
+            "output": shortened(mended(_as_text(output))),
         }
         item = HiddenContextItem(
             id=self._context.generate_id("message"),

@@ -135,6 +135,8 @@ class StandIn:
         self.title: str | Hang | Fail = "A title"
         self.asked_for_titles: list[Asked] = []
         self.heard = b""
+        self.transcript: bytes | None = None
+        """What the audio API answers, in place of how much it heard."""
         self.fails: Fail | None = None
         self._scripts: deque[list[Step]] = deque()
         self._numbers = count(1)
@@ -149,7 +151,7 @@ class StandIn:
         self.otherwise = [Say("Hello from the stand-in.")]
         self.by_first_word = {}
         self.title = "A title"
-        self.fails = None
+        self.fails = self.transcript = None
         self.asked_for_titles.clear()
 
     @property
@@ -208,6 +210,8 @@ class StandIn:
         self.asked.append(Asked(request.url.path, asked, dict(request.headers), "answered"))
         if self.fails:
             return _failure(self.fails)
+        if self.transcript is not None:
+            return Response(self.transcript, media_type="application/json")
         return JSONResponse({"text": f"I heard {len(self.heard)} bytes."})
 
     async def _title(self, asked: Asked) -> Response:

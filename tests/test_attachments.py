@@ -115,7 +115,7 @@ def test_a_pdf_and_an_image_reach_the_model_come_back_and_are_gone_after_deletio
     assert client.http.get(f"/attachments/{pdf['id']}", headers=token).content == PDF
 
     client.ask("threads.delete", {"thread_id": thread})
-    assert client.http.get(said["attachments"][1]["preview_url"]).status_code == 404
+    assert client.http.get(said["attachments"][1]["preview_url"]).status_code == 403
     assert client.http.get(f"/attachments/{pdf['id']}", headers=token).status_code == 404
     assert stored(database) == before
 
@@ -320,7 +320,7 @@ def test_a_form_without_the_file_or_with_other_things_is_understood(client: Clie
     assert client.http.post("/attachments", content=b"no form at all", headers=garbage).status_code == 422
     assert client.http.post("/attachments", content=b"", headers=garbage).status_code == 422
     assert stored(database) == before
-    form = {"data": {"first": "x" * 100_000}, "files": {"file": ("a.txt", b"abc", "text/plain")}}
+    form = {"data": {"first": "x" * 60_000}, "files": {"file": ("a.txt", b"abc", "text/plain")}}
     assert client.http.post("/api/attachments", **form).json()["name"] == "a.txt"
 
 
@@ -496,3 +496,61 @@ def test_dictation_without_a_model_and_with_a_failing_one_says_so(
         assert offline.post("input.transcribe", params).json()["code"] == "not_configured"
         long = {**params, "audio_base64": "A" * 2 * 1024 * 1024}
         assert offline.post("input.transcribe", long).json()["code"] == "too_large"
+
+
+@pytest.mark.parametrize(
+    "transcript", [b"", b"not JSON", b"null", b"[]", b"{}", b'{"text": null}', b'{"text": 7}'], ids=str
+)
+def test_an_answer_of_the_audio_api_that_is_no_text_is_the_models_failure(
+    client: Client, model: StandIn, transcript: bytes
+) -> None:
+    model.transcript = transcript
+    response = client.post("input.transcribe", {"audio_base64": "AAAA", "mime_type": "audio/ogg"})
+    assert (response.status_code, response.json()["code"]) == (502, "model_failed")
+    assert response.json()["message"] == "The model's answer could not be read. Try again."
+
+
+def test_half_of_a_letter_in_what_was_heard_is_mended(client: Client, model: StandIn) -> None:
+    model.transcript = b'{"text": "so \\ud83d far"}'
+    heard = client.ask("input.transcribe", {"audio_base64": "AAAA", "mime_type": "audio/ogg"})
+    assert heard == {"text": "so \N{REPLACEMENT CHARACTER} far"}
+
+
+# --- forms --------------------------------------------------------------------------------------------------------
+
+
+def test_a_form_with_a_boundary_longer_than_any_is_refused(client: Client) -> None:
+    form = {"content-type": f"multipart/form-data; boundary={'B' * 300}"}
+    response = client.http.post("/attachments", content=b"", headers=form)
+    assert (response.status_code, response.json()["code"]) == (422, "bad_params")
+
+
+def test_a_form_has_little_before_its_file(client: Client) -> None:
+    def posted(before: int) -> Any:
+        parts = [("note", (None, "x" * before)), ("file", ("a.txt", b"Hello", "text/plain"))]
+        return client.http.post("/attachments", files=parts)
+
+    assert posted(60 * 1024).status_code == 200
+    response = posted(1024 * 1024)
+    assert (response.status_code, response.json()["code"]) == (422, "bad_params")
+    assert "Put that first." in response.json()["message"]
+
+
+def test_without_a_link_nobody_learns_which_attachments_there_are(client: Client) -> None:
+    announced = {"name": "a.png", "size": 9, "mime_type": "image/png"}
+    there = client.ask("attachments.create", announced)["id"]
+    for query in ("", "?expires=9999999999&signature=x"):
+        answers = [client.http.get(f"/attachments/{which}{query}") for which in (there, "atc_none")]
+        assert [answer.status_code for answer in answers] == [403, 403]
+        assert answers[0].content == answers[1].content
+
+
+@pytest.mark.anyio
+async def test_nothing_is_reserved_where_no_link_can_be_made(tmp_path: Path) -> None:
+    nowhere = RequestContext("alice", base_url="http://256.1.1.1")
+    announced = AttachmentCreateParams(name="a.txt", size=3, mime_type="text/plain")
+    async with open_store(f"sqlite:///{tmp_path}/db") as store:
+        files = Attachments(store, b"k", max_bytes=9, types=["text/plain"], max_storage_bytes=9)
+        with pytest.raises(ValueError, match="invalid IPv4 address"):
+            await files.create_attachment(announced, nowhere)
+        assert await store.load_attachments("", 9, nowhere) == []

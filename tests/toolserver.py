@@ -50,6 +50,12 @@ async def decline() -> str:
     raise MCPError(INVALID_PARAMS, "not today")
 
 
+@server.tool()
+async def recite() -> str:
+    """Say more than anybody wants to hear again."""
+    return "x" * 150_000
+
+
 def mute(app: Any, words: bytes) -> Any:
     """Return the app without an answer to requests that have these words in them."""
 
