@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from copying import schema_versions
 from failures import describe
 from settings import Settings
 from store import open_store
-from toolservers import tool_names
+from toolservers import name_of, tool_names
 
 PATIENCE_SECONDS = 10.0
 
@@ -129,7 +129,7 @@ async def _model(settings: Settings) -> AsyncIterator[str]:
         for name in wanted:
             if name not in listed and not await _has(client, name):
                 raise Wrong(
-                    f"{client.base_url} has no model {name}: it has {', '.join(listed[:10]) or 'none'}."
+                    f"{client.base_url} has no model {name}: it has {_listed(listed[:10]) or 'none'}."
                     " Set OPENAI_DEFAULT_MODEL or MODELS to what it has."
                 )
         yield f"{client.base_url} answers, takes the key, and has {', '.join(wanted)}"
@@ -163,12 +163,24 @@ async def _has(client: AsyncOpenAI, name: str) -> bool:
 
 
 async def _tools(settings: Settings) -> AsyncIterator[str]:
+    offered: dict[str, str] = {}
     for url in settings.mcp_server_url:
+        server = name_of(url)
         try:
             names = await tool_names(url)
         except Exception as error:  # the MCP library's own, whatever the server did
-            raise Wrong(f"{url} does not answer ({describe(error)}). Set MCP_SERVER_URL, or start it there.") from error
-        yield f"{url} offers {', '.join(names) or 'nothing'}"
+            raise Wrong(
+                f"{server} does not answer ({describe(error)}). Set MCP_SERVER_URL, or start it there."
+            ) from error
+        yield f"{server} offers {_listed(names) or 'nothing'}"
+        if twice := [name for name in names if name in offered]:
+            yield f"{offered[twice[0]]} has {_listed(twice)} too: all tools are offered as mcp_SERVER__TOOL"
+        offered |= dict.fromkeys(names, server)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return what others named, in printable ASCII: it cannot pretend to be lines, nor steer a terminal."""
+    return ", ".join(ascii(name)[1:-1][:100] for name in names)
 
 
 async def _token(verifier: Verifier | None, piped_in: str) -> AsyncIterator[str]:

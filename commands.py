@@ -102,13 +102,13 @@ def serve(settings: Settings, options: argparse.Namespace) -> int:
         signal.signal(number, _exit_well)  # uvicorn raises the signal again when it is done, which would exit 143
     signal.signal(signal.SIGHUP, _on_hangup)
     listener = _listen(settings)
-    host, port = listener.getsockname()[:2]
-    if not (settings.jwks_url or settings.allow_anonymous):
-        require_loopback([host])
+    is_local = listener.family == socket.AF_UNIX  # reached by this machine's programs only
+    if not (is_local or settings.jwks_url or settings.allow_anonymous):
+        require_loopback([listener.getsockname()[0]])
     AgentModule.load(settings.agent)
     asyncio.run(_open_and_close(settings))
     _raise_descriptor_limit()
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    address = _address_of(listener)
     log.info("starting %s: %s", address, _summary(settings))
     log.info("listening on %s", address)
     alone = settings.workers == 1 and not options.reload
@@ -291,6 +291,13 @@ def _listen(settings: Settings) -> socket.socket:
         raise SettingsError(
             [f"HOST={settings.host} and PORT={settings.port} cannot be listened on: {error.strerror}."]
         ) from error
+
+
+def _address_of(listener: socket.socket) -> str:
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _raise_descriptor_limit() -> None:

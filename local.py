@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
-from settings import SettingsError, is_loopback
+from settings import SettingsError, is_loopback, origin_of
 from sockets import listening_hosts
 
 log = logging.getLogger("service.local")
+
+WATCH_SECONDS = 0.5
 
 NO_LOGIN = (
     "HOST={host} lets other machines in, and without JWKS_URL everybody is the same user. Set JWKS_URL and JWT_ISSUER,"
@@ -32,7 +34,7 @@ class LocalAccess:
     """
 
     def __init__(self, allowed_origins: Collection[str], public_url: str | None, *, allow_anonymous: bool):
-        self._origins = {*allowed_origins, *([_origin(public_url)] if public_url else [])}
+        self._origins = {*allowed_origins, *([origin_of(public_url)] if public_url else [])}
         self._public_host = urlsplit(public_url).hostname if public_url else None
         self._allow_anonymous = allow_anonymous
         self._warned: set[str] = set()
@@ -43,7 +45,8 @@ class LocalAccess:
         """Raise `Forbidden` unless these headers, and the address that the request arrived at, are a local one's."""
         if forwarded:
             self._warn("a proxy passes requests on (X-Forwarded-For), but without JWKS_URL everybody is the same user")
-        if server_address and not is_loopback(server_address) and not self._allow_anonymous:
+        is_unix_socket = (server_address or "").startswith("/")  # reached by this machine's programs only
+        if server_address and not (is_unix_socket or is_loopback(server_address) or self._allow_anonymous):
             self._warn(f"refused requests to {server_address}: set JWKS_URL and JWT_ISSUER, or ALLOW_ANONYMOUS=1")
             raise Forbidden("This service has no login configured, and takes requests from its own machine only.")
         name = urlsplit(f"//{host}").hostname or ""
@@ -61,22 +64,18 @@ class LocalAccess:
             log.warning("%s", message)
 
 
-def _origin(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
-
-
 @asynccontextmanager
 async def loopback_only() -> AsyncIterator[None]:
     """End the process when it listens beyond loopback without login, whichever server was told to listen there.
 
-    A socket that was handed over is there already; one that the server binds comes right after the start.
+    A socket that was handed over is there already; one that the server binds comes after the start, however long that
+    takes, so that the watch goes on.
     """
     require_loopback(listening_hosts())
 
     async def watch() -> None:
-        for _ in range(50):
-            await asyncio.sleep(0.1)
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
             try:
                 require_loopback(listening_hosts())
             except SettingsError as error:

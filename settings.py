@@ -128,12 +128,11 @@ def _base_address(value: str) -> str:
 
 
 def _origin(value: str) -> str:
-    """Read an origin as browsers write it: in lower case, without the port that its scheme has anyway."""
+    """Read an origin; it becomes what browsers write: in lower case, without the port that its scheme has anyway."""
     parts = _split(value.lower())
     if parts is None or parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError("must be origins, such as https://app.example or http://localhost:3000")
-    usual_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "/")
-    return f"{parts.scheme}://{parts.netloc.removesuffix(usual_port)}"
+    return origin_of(value)
 
 
 def _database_url(value: str) -> str:
@@ -297,6 +296,13 @@ def _contradictions(given: Mapping[str, str], values: Mapping[str, Any]) -> list
             if not url.startswith("https://") and not is_loopback(urlsplit(url).hostname or ""):
                 problems.append(f"MCP_FORWARD_AUTH would send users' tokens in clear to {url}: use https.")
     return problems
+
+
+def origin_of(address: str) -> str:
+    """Return the address's origin as browsers write it."""
+    parts = urlsplit(address.lower())
+    usual_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "/")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].removesuffix(usual_port)}"
 
 
 def is_loopback(host: str) -> bool:

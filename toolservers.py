@@ -55,7 +55,7 @@ class ToolServers:
     def missing(self) -> list[str]:
         """The names of the servers that are left out at the moment."""
         urls = [*self._left_out_until, *(each.url for each in self._shared if not each.is_connected)]
-        return [_name(url) for url in urls]
+        return [name_of(url) for url in urls]
 
     @asynccontextmanager
     async def for_turn(self, context: RequestContext) -> AsyncIterator[list[MCPServer]]:
@@ -87,7 +87,7 @@ class ToolServers:
         else:  # also where it refuses this user's token, and maybe nobody else's
             self._left_out_until.pop(url, None)
         if error is not None:
-            log.warning("the tool server %s is left out of a turn: it does not answer", _name(url))
+            log.warning("the tool server %s is left out of a turn: it does not answer", name_of(url))
 
 
 class _SharedServer:
@@ -130,7 +130,7 @@ class _SharedServer:
             log.log(
                 logging.INFO if connected else logging.WARNING,
                 "the tool server %s %s",
-                _name(self.url),
+                name_of(self.url),
                 "is connected" if connected else "does not answer, and is left out until it does",
             )
         self.is_connected = connected
@@ -153,7 +153,7 @@ class _Watched(MCPServerStreamableHttp):
         super().__init__(
             params,
             cache_tools_list=True,
-            name=_name(url),
+            name=name_of(url),
             client_session_timeout_seconds=None,  # a tool may take as long as its turn may
             failure_error_function=_words_for_model,
             tool_meta_resolver=_meta,
@@ -225,7 +225,7 @@ async def tool_names(url: str) -> list[str]:
         return [tool.name for tool in await server.list_tools()]
 
 
-def _name(url: str) -> str:
+def name_of(url: str) -> str:
     """Return host and port: what else an address has may be a secret, and the name is shown to everybody."""
     return urlsplit(url).netloc.rpartition("@")[2]
 

@@ -1,8 +1,12 @@
 """Login over HTTP: which tokens get in, whose things they reach, and what a process without login lets in."""
 
+import asyncio
 import json
 import logging
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,13 +18,18 @@ from typing import Any, get_args
 import httpx2
 import pytest
 from chatkit.types import NonStreamingReq, StreamingReq
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from app import create_app
 from attacks import ATTACKS, attack_tokens
 from auth import Verifier
 from conftest import probing
 from issuer import Issuer
-from service import ROOT, Client, eventually, fold, message, process, run, service, thread_of
+from local import loopback_only
+from service import ROOT, Client, eventually, fold, message, process, run, service, serving, thread_of
 from standin import Call, Say, StandIn
 
 LIST = {"type": "threads.list", "params": {}}
@@ -373,7 +382,7 @@ def test_a_form_that_a_foreign_page_posts_does_nothing(client: Client) -> None:
 
 
 def test_the_public_name_and_origin_are_known(tmp_path: Path, model: StandIn) -> None:
-    environ = probing(model, tmp_path / "chatkit.db", PUBLIC_URL="https://chat.example/path")
+    environ = probing(model, tmp_path / "chatkit.db", PUBLIC_URL="https://Chat.Example:443/path")
     with service(**environ) as client:
         headers = {"host": "chat.example", "origin": "https://chat.example"}
         assert client.http.post("/chatkit", json=LIST, headers=headers).status_code == 200
@@ -397,10 +406,42 @@ def test_uvicorns_own_command_on_every_address_ends_itself_without_login(tmp_pat
     assert "ALLOW_ANONYMOUS=1" in result.stderr
 
 
+@pytest.mark.anyio
+async def test_a_socket_that_is_bound_long_after_the_start_is_noticed() -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    try:
+        async with loopback_only():
+            await asyncio.sleep(6)
+            with socket.create_server(("0.0.0.0", 0)):
+                async with asyncio.timeout(5):
+                    await ended.wait()
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+
+
 def test_a_process_on_every_address_serves_when_that_is_said_to_be_meant(tmp_path: Path) -> None:
     with process(tmp_path, HOST="0.0.0.0", ALLOW_ANONYMOUS="1") as client:
         local = Client(client.url.replace("0.0.0.0", "127.0.0.1"))
         assert local.ask("threads.list")["data"] == []
+
+
+def test_a_unix_socket_needs_no_login_and_is_no_way_around_the_host(tmp_path: Path) -> None:
+    path, environ = str(tmp_path / "socket"), {"PATH": os.environ["PATH"], "LISTEN_FDS": "1"}
+    with socket.socket(socket.AF_UNIX) as listener, (tmp_path / "log").open("wb") as log:
+        listener.bind(path)
+        listener.listen()
+        given = f'LISTEN_PID=$$ exec "$0" "$@" 3<&{listener.fileno()}'  # as systemd hands it over
+        command = ["bash", "-c", given, sys.executable, str(ROOT / "app.py")]
+        running = subprocess.Popen(command, cwd=tmp_path, env=environ, pass_fds=[listener.fileno()], stderr=log)
+    try:
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=path), base_url="http://localhost", timeout=30) as http:
+            assert http.post("/chatkit", json=LIST).status_code == 200
+            assert http.post("/chatkit", json=LIST, headers={"host": "evil.example"}).status_code == 403
+        assert f"listening on unix:{path}" in (tmp_path / "log").read_text()
+    finally:
+        running.terminate()
+        running.wait(30)
 
 
 # --- check --------------------------------------------------------------------------------------------------------
@@ -499,6 +540,20 @@ def test_check_says_whether_the_server_has_the_models(tmp_path: Path, model: Sta
     code, said = check(tmp_path, OPENAI_BASE_URL=model.url)
     assert code == 1
     assert "OPENAI_DEFAULT_MODEL" in said
+
+
+def test_what_check_quotes_of_others_cannot_pretend_to_be_its_lines(tmp_path: Path) -> None:
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": "\x1b[2Jm\nok     token: taken"}]})
+
+    async def model(request: Request) -> Response:
+        return JSONResponse({"error": {"message": "none"}}, 404)
+
+    routes = [Route("/v1/models", models), Route("/v1/models/{name}", model)]
+    with serving(Starlette(routes=routes)) as url:
+        code, said = check(tmp_path, OPENAI_BASE_URL=f"{url}/v1", OPENAI_DEFAULT_MODEL="m")
+    assert code == 1
+    assert r"it has \x1b[2Jm\nok     token: taken." in said
 
 
 def test_check_tells_the_line_of_an_agent_that_cannot_be_read(tmp_path: Path) -> None:

@@ -113,6 +113,14 @@ def test_a_servers_tools_are_called_shown_as_tasks_and_remembered(
     assert "42" in result_of_last_call(model)
 
 
+def test_of_a_long_result_the_beginning_is_remembered(tools: ToolServerProcess, client: Client, model: StandIn) -> None:
+    model.will(Call("recite"))
+    thread = thread_of(client.create("Recite"))
+    assert "x" * 150_000 in result_of_last_call(model)
+    client.say(thread, "And what was it?")
+    assert result_of_last_call(model) == "x" * 100_000 + "\n[… 50000 more characters]"
+
+
 def test_tools_that_two_servers_name_alike_are_told_apart(
     tmp_path: Path, tools: ToolServerProcess, model: StandIn
 ) -> None:
@@ -285,7 +293,19 @@ def test_check_lists_the_tools_or_says_that_the_server_does_not_answer(tmp_path:
     with ToolServerProcess(port):
         found = check()
     assert found.returncode == 0, found.stdout
-    assert "add, who_asks, sleep, nap" in found.stdout
+    assert f"ok     tools: 127.0.0.1:{port} offers add, who_asks, sleep, nap" in found.stdout
+
+
+def test_check_says_which_tools_two_servers_name_alike_and_no_secret_of_an_address(tmp_path: Path, port: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        other = int(free.getsockname()[1])
+    with ToolServerProcess(port), ToolServerProcess(other):
+        urls = f"http://127.0.0.1:{port}/mcp?key=secret,http://127.0.0.1:{other}/mcp"
+        found = run(tmp_path, "check", MCP_SERVER_URL=urls)
+    assert found.returncode == 0, found.stdout
+    assert f"ok     tools: 127.0.0.1:{port} has add, who_asks, sleep" in found.stdout
+    assert "secret" not in found.stdout
 
 
 def test_500_turns_leave_no_task_and_no_connection_behind(
