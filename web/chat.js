@@ -5,7 +5,7 @@ import { el } from "./dom.js";
 import { icon } from "./icons.js";
 import { Login } from "./login.js";
 import { ConnectionLost, Refusal, Service } from "./protocol.js";
-import { loadSettings, UNREACHABLE } from "./settings.js";
+import { fetchSettings, loadSettings, UNREACHABLE, untilItWorks } from "./settings.js";
 import { ThreadList } from "./sidebar.js";
 import { currentTheme, onThemeChange, setTheme } from "./theming.js";
 import { Conversation } from "./thread.js";
@@ -51,7 +51,7 @@ async function go(id, { isAddressSet = false } = {}) {
   conversation = running.get(id) ?? newConversation(id);
   if (!isAddressSet) history.pushState(null, "", addressOf(id));
   show();
-  if (id && !isLoaded) await load(conversation);
+  if (id && !isLoaded) await load(conversation).catch(onFailure);
   if (!id) showStart();
   composer.focus();
 }
@@ -60,10 +60,9 @@ async function load(opened) {
   try {
     await opened.load();
   } catch (error) {
-    if (error instanceof Refusal && error.status === 404) {
-      if (opened === conversation) await go(null);
-      composer.note("This conversation does not exist, or is not yours.");
-    } else onFailure(error);
+    if (!(error instanceof Refusal && error.status === 404)) throw error;
+    if (opened === conversation) await go(null);
+    composer.note("This conversation does not exist, or is not yours.");
   }
 }
 
@@ -160,21 +159,24 @@ async function waitForService() {
   if (isWaiting) return;
   isWaiting = true;
   showBanner(UNREACHABLE);
-  await loadSettings(showBanner);
+  await untilItWorks(async () => {
+    await fetchSettings();
+    await showStored().catch((error) => {
+      if (error instanceof ConnectionLost) throw error;
+      onFailure(error);
+    });
+  }, showBanner);
   isWaiting = false;
-  await refreshAll();
   announce("The service is back.");
 }
 
-async function refreshAll() {
-  try {
-    await list.load();
-    if (conversation.id && !conversation.thread) await load(conversation);
-    else await conversation.refresh();
-  } catch (error) {
-    onFailure(error);
-  }
+async function showStored() {
+  await list.load();
+  if (conversation.id && !conversation.thread) await load(conversation);
+  else await conversation.refresh();
 }
+
+const refreshAll = () => showStored().catch(onFailure);
 
 function showBanner(text) {
   find("#banner").textContent = text;

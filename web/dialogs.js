@@ -41,10 +41,15 @@ export function askToConfirm(title, text, confirm) {
 
 export function askForToken(why) {
   const field = el("textarea", { required: true, rows: 4, spellcheck: "false", autocomplete: "off" });
+  field.addEventListener("input", () => {
+    const isSendable = /^[\s!-~]*$/.test(field.value); // a header carries nothing else
+    field.setCustomValidity(isSendable ? "" : "A token has only unaccented letters, digits and signs. Copy it again.");
+  });
   const parts = [
     el("p", { role: "alert" }, why),
     el("label", {}, "Token", field),
     el("p.hint", {}, "It stays in this tab until you close it or sign out."),
   ];
-  return show("Sign in", parts, [el("button.button", {}, "Continue")], { canDismiss: false });
+  const answer = show("Sign in", parts, [el("button.button", {}, "Continue")], { canDismiss: false });
+  return answer.then((token) => token.replace(/\s/g, "")); // a terminal or a mail breaks long lines
 }

@@ -2,11 +2,17 @@
 
 export const UNREACHABLE = "The service cannot be reached. Trying again …";
 
-/** Ask for the settings, which costs the service nothing, until they come; meanwhile `say` is told that they do not. */
-export async function loadSettings(say) {
+/** Ask for the settings, which costs the service nothing. */
+export const fetchSettings = async () => (await fetch("settings.json", { cache: "no-store" })).json();
+
+/** Return the settings once they come. */
+export const loadSettings = (say) => untilItWorks(fetchSettings, say);
+
+/** Try, ever more seldom, until it works; meanwhile `say` is told that the service cannot be reached. */
+export async function untilItWorks(attempt, say) {
   for (let seconds = 1; ; seconds = Math.min(seconds * 1.5, 10)) {
     try {
-      const found = await (await fetch("settings.json", { cache: "no-store" })).json();
+      const found = await attempt();
       say("");
       return found;
     } catch {

@@ -103,6 +103,24 @@ def test_a_token_that_expires_before_a_file_is_attached_is_asked_for(browser_con
         expect(chat.page.get_by_role("dialog", name="Sign in")).to_be_visible()
 
 
+def test_a_token_that_was_copied_with_line_breaks_is_put_together_again(chat: Chat, guarded: StandIn) -> None:
+    chat.page.goto(guarded.url)
+    sign_in(chat, " go\n  od\n")
+    expect(chat.page.locator(".start")).to_be_visible()
+    chat.begin("hello")
+    expect(chat.answer).to_contain_text("Received.")
+
+
+def test_a_token_that_no_header_can_carry_is_refused_with_words(chat: Chat, guarded: StandIn) -> None:
+    chat.page.goto(guarded.url)
+    sign_in(chat, "go…od")
+    field = chat.page.get_by_role("textbox", name="Token")
+    expect(field).to_be_focused()
+    assert "unaccented letters" in field.evaluate("field => field.validationMessage")
+    sign_in(chat, "good")
+    expect(chat.page.locator(".start")).to_be_visible()
+
+
 def test_escape_does_not_get_around_the_question(chat: Chat, guarded: StandIn) -> None:
     chat.page.goto(guarded.url)
     for _ in range(3):

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -142,6 +143,21 @@ def test_an_answer_that_a_crash_broke_off_is_shown_as_it_was_kept(
     expect(chat.page.locator("article.user")).to_contain_text("slow")
     expect(chat.answer).to_contain_text("word5", timeout=15_000)  # once the dead turn's lease has run out
     assert chat.problems == []
+
+
+def test_a_service_that_takes_no_operations_is_tried_ever_more_seldom(chat: Chat) -> None:
+    chat.say("say before")
+    chat.page.route("**/chatkit", lambda route: route.abort())
+    chat.page.evaluate("dispatchEvent(new Event('focus'))")
+    times = []
+    for _ in range(4):
+        with chat.page.expect_request("**/settings.json"):
+            pass
+        times.append(time.monotonic())
+    assert times[3] - times[0] > 3
+    expect(chat.page.locator("#banner")).to_contain_text("cannot be reached")
+    chat.page.unroute("**/chatkit")
+    expect(chat.page.locator("#banner")).to_be_empty()
 
 
 def test_a_page_that_loads_while_the_service_restarts_waits_for_it(
