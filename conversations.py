@@ -197,6 +197,10 @@ class ConversationStore(Store[RequestContext]):
         """
 
     @abstractmethod
+    async def is_leased(self, thread_id: str, context: RequestContext) -> bool:
+        """Return whether a turn runs on the thread, in whichever process."""
+
+    @abstractmethod
     async def renew_leases(self, leases: Collection[str]) -> set[str]:
         """Renew these leases, and return those that nobody else has taken meanwhile.
 

@@ -95,6 +95,12 @@ class PostgresTurns(OnPool):
             remember(new_thread, context)
         return lease
 
+    async def is_leased(self, thread_id: str, context: RequestContext) -> bool:
+        async def read(db: Session, thread: Any) -> bool:
+            return thread.lease is not None
+
+        return await self._read_thread(thread_id, context, read)
+
     async def renew_leases(self, leases: Collection[str]) -> set[str]:
         held: set[str] = set()
         left = list(leases)

@@ -38,6 +38,7 @@ from chatkit.types import (
     ThreadsCreateReq,
     ThreadsCustomActionReq,
     ThreadsDeleteReq,
+    ThreadsGetByIdReq,
     ThreadsRetryAfterItemReq,
     ThreadsSyncCustomActionReq,
     ThreadStreamEvent,
@@ -330,6 +331,11 @@ class ChatServer(ChatKitServer[RequestContext]):
                 )
                 items.data = [self._attachments.present_item(item, context) for item in items.data]
                 return encode(items)
+            case ThreadsGetByIdReq(params=params):
+                # ChatKit 1.6.5 does not tell whoever has not begun the turn when its answer is over: our page is told.
+                is_leased = await self.store.is_leased(params.thread_id, context)
+                found = await super()._process_non_streaming(request, context)
+                return found[:-1] + b',"is_answering":true}' if is_leased else found
             case ThreadsDeleteReq(params=params):
                 await self.store.delete_thread(params.thread_id, context)
                 self._turns.stop_thread(params.thread_id)

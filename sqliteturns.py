@@ -85,6 +85,9 @@ class SQLiteTurns(OnSQLite):
             remember(new_thread, context)
         return lease
 
+    async def is_leased(self, thread_id: str, context: RequestContext) -> bool:
+        return await self._read_thread(thread_id, context, lambda db, thread: thread["lease"] is not None)
+
     async def renew_leases(self, leases: Collection[str]) -> set[str]:
         def write(db: sqlite3.Connection) -> set[str]:
             renewed = db.execute(

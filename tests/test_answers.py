@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import probing
-from service import Client, errors_of, fold, message, service, thread_of
+from service import Client, errors_of, eventually, fold, message, service, thread_of
 from standin import Call, Hang, Say, StandIn
 
 LIST = {"type": "threads.list", "params": {}}
@@ -332,6 +332,16 @@ def test_a_thread_on_which_a_turn_runs_is_busy_after_five_seconds(
         assert (response.status_code, response.json()["code"]) == (409, "thread_busy")
         assert 4 < time.monotonic() - began < 15
         assert client.items(thread) == before
+
+
+def test_a_thread_says_whether_it_is_being_answered(client: Client, model: StandIn) -> None:
+    thread = thread_of(client.create("Hi"))
+    assert "is_answering" not in client.ask("threads.get_by_id", {"thread_id": thread})
+    model.will(Hang())
+    with client.streaming("threads.add_user_message", {"thread_id": thread, "input": message("Hang")}) as events:
+        next(events)
+        assert client.ask("threads.get_by_id", {"thread_id": thread})["is_answering"] is True
+    eventually(lambda: "is_answering" not in client.ask("threads.get_by_id", {"thread_id": thread}), what="its end")
 
 
 def test_a_message_that_follows_a_turn_within_five_seconds_waits_for_it(client: Client, model: StandIn) -> None:

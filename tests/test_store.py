@@ -386,6 +386,7 @@ ATTEMPTS: dict[str, Attempt] = {
     "abandon_upload": lambda store, thread: store.abandon_upload("atc_alice", "upload", bob()),
     "load_attachment_size": lambda store, thread: store.load_attachment_size("atc_alice", bob()),
     "read_chunk": lambda store, thread: store.read_chunk("atc_alice", 0, bob()),
+    "is_leased": lambda store, thread: store.is_leased(thread, bob()),
     "acquire_lease": lambda store, thread: store.acquire_lease(thread, bob()),
     "save_checkpoints": lambda store, thread: store.save_checkpoints(thread, [end("item_0", thread)], bob()),
     "end_turn": lambda store, thread: store.end_turn(thread, [end("item_0", thread)], bob()),
@@ -459,7 +460,9 @@ async def test_a_thread_is_leased_to_one_turn_at_a_time(store: ConversationStore
     turn = await leased(store, thread_id)
     with pytest.raises(ThreadBusy):
         await store.acquire_lease(thread_id, alice())
+    assert await store.is_leased(thread_id, alice())
     await store.end_turn(thread_id, [], turn)
+    assert not await store.is_leased(thread_id, alice())
     await leased(store, thread_id)
 
 

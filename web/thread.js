@@ -10,7 +10,6 @@ import { TaskItem, Workflow } from "./workflow.js";
 
 const PAGE_SIZE = 50;
 const CHUNK_SIZE = 20;
-const STILL_ANSWERING_SECONDS = 300;
 const LOOK_AGAIN_SECONDS = 3;
 
 const VIEWS = {
@@ -45,6 +44,7 @@ export class Conversation extends EventTarget {
   #follows = true;
   #scrolledTo = 0;
   #lookAgain = 0;
+  #isAnsweredElsewhere = false; // in another tab, or since before a reload
 
   #items = el("div.items");
   #progress = el("p.progress", { role: "status", hidden: true });
@@ -84,11 +84,7 @@ export class Conversation extends EventTarget {
 
   /** Load the thread and its newest items. */
   async load() {
-    const [thread, page] = await Promise.all([
-      this.#service.request("threads.get_by_id", { thread_id: this.id }),
-      this.#service.request("items.list", { thread_id: this.id, limit: PAGE_SIZE, order: "desc" }),
-    ]);
-    await prepareViews(page.data);
+    const [thread, page] = await this.#loadNewest();
     this.#setThread(thread);
     this.#setEarlier(page);
     this.#items.replaceChildren();
@@ -96,6 +92,14 @@ export class Conversation extends EventTarget {
     for (const item of page.data.reverse()) this.#put(item);
     this.#drawTail();
     this.scrollToEnd();
+  }
+
+  /** Ask for the thread and then its items: when it says that no answer is being written, they are all there. */
+  async #loadNewest() {
+    const thread = await this.#service.request("threads.get_by_id", { thread_id: this.id });
+    const page = await this.#service.request("items.list", { thread_id: this.id, limit: PAGE_SIZE, order: "desc" });
+    await prepareViews(page.data);
+    return [thread, page];
   }
 
   async loadEarlier() {
@@ -122,11 +126,7 @@ export class Conversation extends EventTarget {
     if (this.#notice?.isLost) this.#forgetNotice();
     if (!this.id) return;
     const turnBefore = this.#turnCount;
-    const [thread, page] = await Promise.all([
-      this.#service.request("threads.get_by_id", { thread_id: this.id }),
-      this.#service.request("items.list", { thread_id: this.id, limit: PAGE_SIZE, order: "desc" }),
-    ]);
-    await prepareViews(page.data);
+    const [thread, page] = await this.#loadNewest();
     if (this.#turnCount !== turnBefore) return; // what was asked for is old by now
     if (page.has_more && !page.data.some(({ id }) => this.#views.has(id))) return this.load(); // too much to catch up with
     this.#setThread(thread);
@@ -136,6 +136,7 @@ export class Conversation extends EventTarget {
       const shown = this.#views.get(item.id);
       if (!shown || JSON.stringify(shown.item) !== JSON.stringify(item)) this.#put(item);
     }
+    if (this.#notice?.isBusy && !this.#isAnsweredElsewhere) this.#notice = null;
     this.#drawTail();
   }
 
@@ -151,6 +152,7 @@ export class Conversation extends EventTarget {
 
   #setThread(thread) {
     this.thread = thread;
+    this.#isAnsweredElsewhere = thread.is_answering && !this.isRunning;
     this.dispatchEvent(new Event("thread"));
   }
 
@@ -202,6 +204,7 @@ export class Conversation extends EventTarget {
     const turn = { abort: new AbortController(), canStop: true };
     this.#turn = turn;
     this.#turnCount++;
+    this.#isAnsweredElsewhere = false;
     clearTimeout(this.#lookAgain);
     this.#forgetNotice();
     this.#showProgress("");
@@ -383,11 +386,12 @@ export class Conversation extends EventTarget {
   /** Show what is to be said about the last turn, and offer what can be done next. */
   #drawTail() {
     this.#tail.replaceChildren(...(this.#notice ? [this.#notice.element] : []), ...this.#offers());
-    if (this.#isUnanswered()) this.#lookSoon();
+    if (this.#isAnsweredElsewhere) this.#lookSoon();
   }
 
   #offers() {
     const isOver = this.#notice && this.#notice.level !== "info";
+    if (this.#isAnsweredElsewhere && !isOver) return [el("p.hint", {}, "An answer is being written.")];
     if (isOver || this.isRunning || this.status.type !== "active" || !this.#lastMessage()) return [];
     const button = (words, onclick) => el("button.quiet-button", { type: "button", onclick }, icon("reload"), words);
     if (this.#pendingCall()) return [button("Go on", () => this.#answerTool())];
@@ -400,13 +404,10 @@ export class Conversation extends EventTarget {
     this.#drawTail();
   }
 
-  /** An answer may be on its way in another tab, or after a reload. */
   #lookSoon() {
-    const age = (Date.now() - new Date(this.#lastMessage().created_at)) / 1000;
-    if (age > STILL_ANSWERING_SECONDS || this.isRunning) return;
     clearTimeout(this.#lookAgain);
     this.#lookAgain = setTimeout(() => {
-      if (this.element.isConnected) this.refresh().catch(() => {});
+      if (this.element.isConnected) this.refresh().catch((error) => error instanceof ConnectionLost && this.#lookSoon());
     }, LOOK_AGAIN_SECONDS * 1000);
   }
 
@@ -442,7 +443,7 @@ export class Conversation extends EventTarget {
 
   #tellFailure(error) {
     if (error instanceof Refusal) {
-      if (!error.needsLogin) this.#tell("danger", error.message);
+      if (!error.needsLogin) this.#tell("danger", error.message, { isBusy: error.code === "thread_busy" });
       this.dispatchEvent(new CustomEvent("refused", { detail: error }));
     } else if (error instanceof ConnectionLost) {
       this.#tell("warning", "The connection was lost. What the service has kept is shown when it is back.", { isLost: true });
@@ -453,7 +454,7 @@ export class Conversation extends EventTarget {
     }
   }
 
-  #tell(level, message, { title, canRetry = false, isInThread = false, isLost = false } = {}) {
+  #tell(level, message, { title, canRetry = false, isInThread = false, ...until } = {}) {
     const retry =
       canRetry && el("button.button", { type: "button", onclick: () => this.retry() }, icon("reload"), "Try again");
     const element = el(
@@ -466,7 +467,7 @@ export class Conversation extends EventTarget {
     element.classList.add(level);
     this.#follows = true;
     if (isInThread) return this.#append(element);
-    this.#notice = { element, level, isLost };
+    this.#notice = { element, level, ...until };
     this.#drawTail();
   }
 

@@ -535,6 +535,12 @@ async def play_task(context: Context, words: str) -> None:
     )
 
 
+async def play_steps(context: Context, words: str) -> None:
+    await play_task(context, words)
+    await until_told(words)
+    await play_task(context, words)
+
+
 async def play_notice(context: Context, words: str) -> None:
     message = "You have **two** cups left. [Buy more](https://example.org/buy)"
     await context.stream(NoticeEvent(level="warning", title="Careful", message=message))
@@ -579,6 +585,7 @@ STAGED: dict[str, Callable[[Context, str], Awaitable[None]]] = {
     "sources": play_sources,
     "image": play_image,
     "progress": play_progress,
+    "steps": play_steps,
     "notice": play_notice,
     "effect": play_effect,
     "questions": play_questions,

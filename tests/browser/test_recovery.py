@@ -48,6 +48,37 @@ def test_a_second_tab_shows_what_the_first_one_did(chat: Chat, browser_context: 
     expect(chat.page.locator("article.user")).to_have_count(3)
 
 
+def test_a_second_tab_shows_what_is_stored_until_the_answer_is_over(
+    chat: Chat, browser_context: BrowserContext, service: Service
+) -> None:
+    chat.begin("steps held")
+    steps = "article.workflow"
+    expect(chat.page.locator(steps)).to_have_count(1)
+    second = new_chat(browser_context, chat.url).open(chat.thread_id)
+    expect(second.page.locator(steps)).to_have_count(1)
+    expect(second.page.get_by_text("An answer is being written.")).to_be_visible()
+    expect(second.button("Answer again")).to_have_count(0)
+    service.say("go")
+    expect(second.page.locator(steps)).to_have_count(2)
+    expect(second.button("Answer again")).to_be_visible()
+
+
+def test_a_tab_that_found_the_thread_busy_shows_the_answer_when_it_is_over(
+    chat: Chat, browser_context: BrowserContext, service: Service
+) -> None:
+    chat.say("say first")
+    second = new_chat(browser_context, chat.url).open(chat.thread_id)
+    chat.begin("steps held")
+    expect(chat.page.locator("article.workflow")).to_have_count(1)
+    second.button("Answer again").click()
+    expect(second.page.get_by_role("alert").filter(has_text="An answer is still being written here.")).to_be_visible()
+    expect(second.page.locator("article.workflow")).to_have_count(1)
+    service.say("go")
+    expect(second.page.locator("article.workflow")).to_have_count(2)
+    expect(second.page.locator(".notice")).to_have_count(0)
+    expect(second.button("Answer again")).to_be_visible()
+
+
 def test_a_tab_that_missed_more_than_a_page_shows_all_of_it(browser_context: BrowserContext) -> None:
     base = {"type": "user_message", "thread_id": "thr_1", "created_at": NOW, "attachments": []}
     items = [{"id": f"u{n}", **base, "content": [{"type": "input_text", "text": f"Word {n}"}]} for n in range(70)]
