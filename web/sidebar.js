@@ -78,9 +78,21 @@ export class ThreadList {
   #draw() {
     const focused = document.activeElement?.closest?.("[data-thread]")?.dataset.thread;
     const isMenu = document.activeElement?.matches?.(".icon-button");
-    this.#list.replaceChildren(...this.#threads.map((thread) => this.#drawRow(thread)));
+    const rows = new Set(this.#threads.map((thread) => this.#rowOf(thread)));
+    for (const row of [...this.#list.children]) if (!rows.has(row)) row.remove();
+    let place = this.#list.firstElementChild;
+    for (const row of rows) {
+      if (row === place) place = row.nextElementSibling;
+      else this.#list.insertBefore(row, place);
+    }
     this.#older.hidden = this.#after === null;
     if (focused) this.#row(focused)?.querySelector(isMenu ? "button" : "a").focus();
+  }
+
+  /** A row that would look the same stays the same: it may be under a click just now. */
+  #rowOf(thread) {
+    const [shown, drawn] = [this.#row(thread.id), this.#drawRow(thread)];
+    return shown?.isEqualNode(drawn) ? shown : drawn;
   }
 
   #drawRow(thread) {
@@ -117,7 +129,7 @@ export class ThreadList {
       el("button", { type: "button", onclick: choose(this.#rename) }, icon("write"), "Rename"),
       el("button", { type: "button", onclick: choose(this.#delete) }, icon("trash"), "Delete"),
     );
-    button.after(menu);
+    this.#list.after(menu); // not in the row, which may be drawn anew meanwhile
     menu.addEventListener("toggle", (event) => {
       if (event.newState === "closed") menu.remove();
       else menu.querySelector("button").focus();

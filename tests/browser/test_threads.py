@@ -52,6 +52,28 @@ def test_a_thread_is_renamed_from_the_list(chat: Chat, service: Service) -> None
     assert service.post("threads.get_by_id", thread_id=chat.thread_id)["title"] == "Tea & <b>cake</b>"
 
 
+def test_a_click_in_the_list_is_not_lost_when_the_list_is_loaded_anew(chat: Chat, service: Service) -> None:
+    first = service.say("say one")
+    chat.open(service.say("say two"))
+    chat.page.locator(f'[data-thread="{first}"] bdi').hover()
+    chat.page.mouse.down()
+    with chat.page.expect_response(lambda response: "items.list" in (response.request.post_data or "")):
+        chat.page.evaluate("dispatchEvent(new Event('focus'))")  # the list comes before the items
+    chat.page.mouse.up()
+    expect(chat.answer).to_contain_text("one")
+
+
+def test_an_open_menu_stays_open_when_the_list_changes(chat: Chat, service: Service) -> None:
+    chat.open(service.say("say x"))
+    chat.page.locator("#threads [aria-current] + button").click()
+    expect(chat.button("Rename")).to_be_focused()
+    newest = service.say("say y")
+    service.say("say x again", chat.thread_id)
+    chat.page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(chat.page.locator(f'[data-thread="{newest}"]')).to_be_visible()
+    expect(chat.button("Rename")).to_be_focused()
+
+
 def test_a_thread_is_deleted_only_when_that_is_confirmed(chat: Chat, service: Service) -> None:
     thread_id = service.say("say x")
     chat.open(thread_id)
