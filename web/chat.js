@@ -26,7 +26,7 @@ const composer = new Composer(service, settings, {
 const list = new ThreadList(service, {
   addressOf,
   open: (id) => go(id),
-  onRenamed: (thread) => thread.id === conversation.id && conversation.refresh().catch(onFailure),
+  onRenamed: ({ id, title }) => [...running.values(), conversation].find((each) => each.thread?.id === id)?.rename(title),
   onDeleted: (id) => id === conversation.id && go(null),
   onFailure,
 });

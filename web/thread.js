@@ -161,6 +161,10 @@ export class Conversation extends EventTarget {
     this.#more.hidden = !page.has_more;
   }
 
+  rename(title) {
+    this.#setThread({ ...this.thread, title });
+  }
+
   // --- turns --------------------------------------------------------------------------------------------------------
 
   /** Send a message; return the draft when it was not taken, for another try. */

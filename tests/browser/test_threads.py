@@ -52,6 +52,21 @@ def test_a_thread_is_renamed_from_the_list(chat: Chat, service: Service) -> None
     assert service.post("threads.get_by_id", thread_id=chat.thread_id)["title"] == "Tea & <b>cake</b>"
 
 
+def test_a_thread_that_is_renamed_while_it_is_answered_keeps_its_new_title(chat: Chat, service: Service) -> None:
+    chat.begin("steps held")
+    expect(chat.page.locator("article.workflow")).to_have_count(1)
+    chat.page.locator("#threads [aria-current] + button").click()
+    chat.button("Rename").click()
+    chat.page.get_by_role("textbox", name="Title").fill("Tea")
+    chat.page.keyboard.press("Enter")
+    expect(chat.page.get_by_role("heading", level=1)).to_have_text("Tea")
+    service.say("go")
+    expect(chat.stop).to_be_hidden()
+    expect(chat.page.get_by_role("heading", level=1)).to_have_text("Tea")
+    expect(chat.page).to_have_title("Tea · Chat")
+    expect(chat.page.locator("#threads [aria-current] bdi")).to_have_text("Tea")
+
+
 def test_a_click_in_the_list_is_not_lost_when_the_list_is_loaded_anew(chat: Chat, service: Service) -> None:
     first = service.say("say one")
     chat.open(service.say("say two"))
