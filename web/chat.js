@@ -61,7 +61,10 @@ async function load(opened) {
     await opened.load();
   } catch (error) {
     if (!(error instanceof Refusal && error.status === 404)) throw error;
-    if (opened === conversation) await go(null);
+    if (opened === conversation) {
+      history.replaceState(null, "", addressOf(null)); // or the way back would lead here again
+      await go(null, { isAddressSet: true });
+    }
     composer.note("This conversation does not exist, or is not yours.");
   }
 }

@@ -140,6 +140,15 @@ def test_a_thread_that_does_not_exist_is_said_to_be_missing(chat: Chat) -> None:
     chat.open("thr_nothing")
     expect(chat.page.get_by_role("alert").filter(has_text="does not exist")).to_be_visible()
     expect(chat.page.locator(".start")).to_be_visible()
+    assert chat.thread_id == ""
+
+
+def test_the_way_back_leads_past_a_thread_that_does_not_exist(chat: Chat, service: Service) -> None:
+    chat.open(service.say("say before it"))
+    chat.open("thr_nothing")
+    expect(chat.page.get_by_role("alert").filter(has_text="does not exist")).to_be_visible()
+    chat.page.go_back()
+    expect(chat.answer).to_contain_text("before it")
 
 
 def test_an_answer_goes_on_while_another_thread_is_looked_at(chat: Chat, service: Service) -> None:
