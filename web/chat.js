@@ -120,6 +120,7 @@ function onTurn(changed) {
   if (changed !== conversation) return;
   showTitle();
   composer.show(changed);
+  if (changed.isRunning && document.activeElement === document.body) composer.focus(); // what was pressed is gone
 }
 
 // --- the address ---------------------------------------------------------------------------------------------------

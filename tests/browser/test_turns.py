@@ -96,6 +96,16 @@ def test_a_failure_is_told_in_the_services_words_alone(chat: Chat) -> None:
     expect(error).not_to_contain_text("nobody may see this")
 
 
+def test_the_focus_goes_to_the_message_field_when_the_pressed_button_is_gone(chat: Chat) -> None:
+    chat.say("fail-once focus")
+    for name in ("Try again", "Answer again"):
+        chat.button(name).focus()
+        chat.page.keyboard.press("Enter")
+        expect(chat.message).to_be_focused()
+        expect(chat.answer).to_contain_text("It works now.")
+        expect(chat.stop).to_be_hidden()
+
+
 def test_feedback_is_sent_and_shown(chat: Chat) -> None:
     chat.say("say good?")
     with chat.page.expect_request(lambda request: "items.feedback" in (request.post_data or "")) as sent:
