@@ -205,7 +205,8 @@ export class Conversation extends EventTarget {
 
   async #run(type, params, onEvent = () => {}) {
     if (this.isRunning) return this.#tell("warning", "Wait until the answer is finished, or stop it.");
-    const turn = { abort: new AbortController(), canStop: true };
+    // A thread that has no id yet could not be found again: its turn can be stopped once `stream_options` has said so.
+    const turn = { abort: new AbortController(), canStop: Boolean(this.id) };
     this.#turn = turn;
     this.#turnCount++;
     this.#isAnsweredElsewhere = false;

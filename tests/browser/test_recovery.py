@@ -144,6 +144,25 @@ def test_a_message_that_was_not_sent_is_not_lost_while_another_one_is_written(ch
     expect(chat.page.get_by_role("alert").filter(has_text="was not sent")).to_be_visible()
 
 
+def test_a_conversation_that_has_no_name_yet_cannot_be_stopped_and_had_twice(chat: Chat) -> None:
+    held: list[Route] = []
+    is_new = re.compile("threads.create")
+    chat.page.route(
+        "**/chatkit",
+        lambda route: held.append(route) if is_new.search(route.request.post_data or "") else route.continue_(),
+    )
+    with chat.page.expect_request(lambda request: is_new.search(request.post_data or "") is not None):
+        chat.begin("slow")
+    expect(chat.button("Send")).to_be_disabled()
+    expect(chat.stop).to_be_hidden()
+    chat.message.press("Escape")
+    held[0].continue_()
+    expect(chat.answer).to_contain_text("word1")
+    chat.stop.click()
+    expect(chat.stop).to_be_hidden()
+    expect(chat.message).to_have_value("")
+
+
 def test_an_answer_that_a_restart_stopped_can_be_had_again(browser_context: BrowserContext, mortal: Service) -> None:
     chat = new_chat(browser_context, mortal.url).open()
     chat.begin("slow 60")
