@@ -74,7 +74,8 @@ export class Composer {
   #submit() {
     const text = this.#field.value.trim();
     if (this.#send.disabled) return;
-    this.note();
+    this.note(this.#uploads.problem);
+    if (this.#uploads.problem) return;
     const draft = { text, attachments: this.#uploads.take(), model: this.#model.value };
     this.#field.value = "";
     this.#update();

@@ -32,6 +32,12 @@ export class Uploads {
     return this.#uploads.some((upload) => upload.state === "sending");
   }
 
+  /** What is to be done before anything is sent, if anything is. */
+  get problem() {
+    const failed = this.#uploads.find((upload) => upload.state === "failed");
+    return failed && `${failed.name} was not uploaded. Remove it, and attach it again if you want to send it.`;
+  }
+
   add(files) {
     for (const file of files) {
       const problem = this.#problemWith(file);

@@ -136,6 +136,18 @@ def test_a_file_that_cannot_be_attached_is_refused_with_the_reason(
     expect(page.locator("#composer-note")).to_contain_text(words)
 
 
+def test_a_file_that_was_not_uploaded_is_not_left_out_in_silence(page: Page, uploads: StandIn) -> None:
+    attach(page, {"name": "no.txt", "mimeType": "text/plain", "buffer": b"refuse"})
+    expect(page.locator(".upload[data-state=failed]")).to_have_count(1)
+    page.get_by_role("textbox").fill("look")
+    page.keyboard.press("Enter")
+    expect(page.locator("#composer-note")).to_contain_text("no.txt was not uploaded. Remove it")
+    page.get_by_role("button", name="Remove no.txt").click()
+    page.keyboard.press("Enter")
+    expect(page.locator("article.user")).to_contain_text("look")
+    expect(page.locator("#composer-note")).to_be_empty()
+
+
 def test_a_picture_goes_to_the_service_and_is_shown_from_there(chat: Chat, service: Service) -> None:
     attach(chat.page, PICTURE)
     uploaded(chat.page)
