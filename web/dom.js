@@ -26,15 +26,23 @@ export function iconButton(icon, name, onclick, properties = {}) {
   return el("button.icon-button", { type: "button", "aria-label": name, title: name, onclick, ...properties }, icon);
 }
 
+/** Copy, and return whether it was allowed. */
 export async function copyText(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  // Plain http beyond this machine has no clipboard API.
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // Plain http beyond this machine has no clipboard API, and a browser may refuse it: there is an older way.
+  }
+  const focused = document.activeElement;
   const field = el("textarea.visually-hidden");
   field.value = text;
   document.body.append(field);
   field.select();
-  document.execCommand("copy");
+  const isCopied = document.execCommand("copy");
   field.remove();
+  focused.focus();
+  return isCopied;
 }
 
 /** A time as short as it can be told today: the hour, the day, or the day with its year. */

@@ -115,10 +115,9 @@ function decodeEntities(text) {
 
 // --- the view --------------------------------------------------------------------------------------------------------
 
-/** Copy, and show on the button that it is done. */
+/** Copy, and show on the button whether it is done. */
 export async function copied(button, text) {
-  await copyText(text);
-  button.replaceChildren(icon("check"));
+  button.replaceChildren(icon((await copyText(text)) ? "check" : "warning"));
   setTimeout(() => button.replaceChildren(icon("copy")), 1500);
 }
 

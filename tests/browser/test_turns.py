@@ -48,6 +48,20 @@ def test_code_and_answers_are_copied_as_they_were_written(chat: Chat) -> None:
     eventually(lambda: chat.page.evaluate(read).startswith(copied), 10, "a copy of the answer")
 
 
+def test_a_browser_that_refuses_to_copy_breaks_nothing(chat: Chat) -> None:
+    chat.say("say x")
+    chat.page.evaluate(
+        "navigator.clipboard.writeText = () => Promise.reject(new DOMException('no', 'NotAllowedError'));"
+        "document.execCommand = () => false"
+    )
+    copy = chat.button("Copy answer")
+    drawn = copy.inner_html()
+    copy.click()
+    expect(copy.locator("svg")).to_be_visible()
+    eventually(lambda: copy.inner_html() != drawn, 10, "a sign on the button")
+    assert "M12 4l9 16H3z" in copy.inner_html()  # not that it was copied
+
+
 def test_stop_keeps_what_was_said(chat: Chat, service: Service) -> None:
     chat.begin("slow")
     expect(chat.answer).to_contain_text("word5")
