@@ -76,6 +76,12 @@ def test_on_a_phone_everything_fits_and_axe_finds_nothing(phone: Chat) -> None:
     assert violations(phone.page) == []
 
 
+def test_on_a_phone_words_in_a_table_stay_whole(phone: Chat) -> None:
+    phone.say("say | Name | What it is |\n| --- | --- |\n| Cake | " + "sweet " * 20 + "|\n")
+    first = phone.answer.locator("tbody td").first
+    assert first.evaluate("cell => cell.offsetWidth > cell.firstChild.length * 5 + 20")
+
+
 def test_escape_closes_the_drawer_and_gives_the_focus_back(phone: Chat) -> None:
     phone.button("Conversations").tap()
     phone.page.keyboard.press("Escape")
