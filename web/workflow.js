@@ -67,6 +67,7 @@ function summaryOf({ type, summary, tasks }) {
 }
 
 function duration(seconds) {
+  if (seconds < 1) return "a moment";
   if (seconds < 60) return seconds === 1 ? "1 second" : `${seconds} seconds`;
   return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
 }
