@@ -167,7 +167,7 @@ def purge(settings: Settings, options: argparse.Namespace) -> int:
     """Remove what is too old, whenever that was done last."""
 
     async def remove() -> Purged | None:
-        async with _store(settings) as store, progress("removing"):
+        async with _existing_store(settings) as store, progress("removing"):
             return await store.purge(settings.retention_days, now=True)
 
     purged = asyncio.run(remove())
@@ -182,7 +182,7 @@ def export_user(settings: Settings, options: argparse.Namespace) -> int:
     """Write a user's data where only this account can read it; a file that is there already is left alone."""
 
     async def export(output: TextIO) -> None:
-        async with _store(settings) as store, progress("exporting") as say:
+        async with _existing_store(settings) as store, progress("exporting") as say:
             async for part in exported(store, options.user_id, say):
                 output.write(part)
 
@@ -208,7 +208,7 @@ def delete_user_data(settings: Settings, options: argparse.Namespace) -> int:
     """Delete a user's data, while the service serves or not, and say what it was."""
 
     async def delete() -> DeletedUser:
-        async with _store(settings) as store, progress("deleting") as say:
+        async with _existing_store(settings) as store, progress("deleting") as say:
             return await delete_user(store, options.user_id, say)
 
     deleted = asyncio.run(delete())
@@ -247,7 +247,7 @@ def usage(settings: Settings, options: argparse.Namespace) -> int:
     """Print tokens by day, user and model, and each user's feedback."""
 
     async def load() -> tuple[list[Usage], dict[str, tuple[int, int]]]:
-        async with _store(settings) as store:
+        async with _existing_store(settings) as store:
             return await store.load_usage(), await store.load_feedback_counts()
 
     used, feedback = asyncio.run(load())
@@ -266,6 +266,11 @@ def usage(settings: Settings, options: argparse.Namespace) -> int:
 
 def _store(settings: Settings) -> AbstractAsyncContextManager[ConversationStore]:
     return open_store(settings.database_url, settings.table_prefix)
+
+
+def _existing_store(settings: Settings) -> AbstractAsyncContextManager[ConversationStore]:
+    """The one that is there. At a wrong address a new one would be made, and be said to have nothing of the user."""
+    return open_store(settings.database_url, settings.table_prefix, may_make=False)
 
 
 async def _open_and_close(settings: Settings) -> None:

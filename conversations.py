@@ -53,6 +53,10 @@ class StoreUnavailable(Exception):
     """The database does not answer, or takes no writes, right now. Its message has no user's data in it."""
 
 
+NOTHING_OF_OURS = "there is nothing of this service in it"
+"""Why a database cannot be used that may not be made."""
+
+
 class ThreadBusy(Exception):
     """Another turn holds the thread's lease."""
 

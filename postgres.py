@@ -14,7 +14,7 @@ from chatkit.store import NotFoundError
 from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata, UserMessageItem
 
 from context import RequestContext
-from conversations import HIDDEN_TYPES, KEPT, AlreadySent, IncompatibleDatabase
+from conversations import HIDDEN_TYPES, KEPT, NOTHING_OF_OURS, AlreadySent, IncompatibleDatabase, StoreUnavailable
 from pool import WORK_SECONDS, Pool, Session
 from postgresschema import MIGRATIONS, NOW
 from postgresthreads import insert_thread, lock_thread, put_item, require_lease, require_thread
@@ -41,13 +41,15 @@ POOL_SIZE = 10
 MIGRATION_SECONDS = 600.0
 
 
-async def migrate(db: Session, migrations: Sequence[str]) -> None:
+async def migrate(db: Session, migrations: Sequence[str], *, may_make: bool = True) -> None:
     """Bring the tables to the schema of these migrations; raise `IncompatibleDatabase` where they are beyond it."""
     await db.lock("migrations")  # replicas that start together take turns
     [encoding, table] = await db.row("SELECT current_setting('server_encoding'), to_regclass('@schema_version')")
     if encoding != "UTF8":
         raise IncompatibleDatabase(f"The database's encoding is {encoding}. Create one with ENCODING 'UTF8'.")
     if table is None:
+        if not may_make:
+            raise StoreUnavailable(NOTHING_OF_OURS)
         await db.execute("CREATE TABLE @schema_version AS SELECT 0 AS version")
     [version] = await db.row("SELECT version FROM @schema_version")
     if version > len(migrations):
@@ -65,8 +67,8 @@ async def migrate(db: Session, migrations: Sequence[str]) -> None:
 class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
     """A database that any number of processes on any number of machines may share; an async context manager.
 
-    Entering it makes or migrates the tables. Raises `IncompatibleDatabase`, or `StoreUnavailable` when the server does
-    not answer.
+    Entering it makes (where it may) or migrates the tables. Raises `IncompatibleDatabase`, or `StoreUnavailable` when
+    the server does not answer.
     """
 
     def __init__(
@@ -76,16 +78,20 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
         *,
         pool_size: int = POOL_SIZE,
         work_seconds: float = WORK_SECONDS,
+        may_make: bool = True,
     ):
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,29}", table_prefix):
             raise IncompatibleDatabase(
                 "A table prefix is at most 30 lower-case letters, digits and underscores, and begins with no digit."
             )
         super().__init__(Pool(connection_string, table_prefix, pool_size, work_seconds))
+        self._may_make = may_make
 
     async def __aenter__(self) -> Self:
         try:
-            await self._pool.write_patiently(lambda db: migrate(db, MIGRATIONS), MIGRATION_SECONDS)
+            await self._pool.write_patiently(
+                lambda db: migrate(db, MIGRATIONS, may_make=self._may_make), MIGRATION_SECONDS
+            )
         except BaseException:
             await self._pool.close()
             raise

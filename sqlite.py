@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 import aiosqlite
 
-from conversations import ConversationStore, IncompatibleDatabase, StoreUnavailable
+from conversations import NOTHING_OF_OURS, ConversationStore, IncompatibleDatabase, StoreUnavailable
 from metrics import store_latency
 
 log = logging.getLogger("service.store")
@@ -45,13 +45,16 @@ class SQLiteFile:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: str, migrations: Sequence[str]) -> AsyncIterator[Self]:
-        """Open the file, made and migrated where needed, and close it in the end."""
+    async def open(cls, path: str, migrations: Sequence[str], *, may_make: bool = True) -> AsyncIterator[Self]:
+        """Open the file, made (where it may be) and migrated where needed, and close it in the end."""
         if sqlite3.sqlite_version_info < (3, 35):
             raise IncompatibleDatabase(f"SQLite 3.35 or newer is needed; this Python has {sqlite3.sqlite_version}.")
-        _make_for_its_owner(path)
+        if may_make:
+            _make_for_its_owner(path)
+        else:
+            _require_file(path)
         async with _connection(path) as writer, _connection(path) as reader:
-            await _on_thread(writer, lambda db: _prepare(db, migrations))
+            await _on_thread(writer, lambda db: _prepare(db, migrations, may_make))
             await _on_thread(reader, lambda db: db.execute("PRAGMA query_only = ON"))
             file = cls(path, writer, reader)
             try:
@@ -156,6 +159,11 @@ def _make_for_its_owner(path: str) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
+def _require_file(path: str) -> None:
+    if not os.path.exists(path):
+        raise StoreUnavailable(f"{path}: there is no such file")
+
+
 @asynccontextmanager
 async def _connection(path: str) -> AsyncIterator[aiosqlite.Connection]:
     connection = aiosqlite.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
@@ -213,7 +221,9 @@ def _savepoint(db: sqlite3.Connection, write: Work[Any]) -> Any:
     return outcome
 
 
-def _prepare(db: sqlite3.Connection, migrations: Sequence[str]) -> None:
+def _prepare(db: sqlite3.Connection, migrations: Sequence[str], may_make: bool) -> None:
+    if not may_make and db.execute("PRAGMA user_version").fetchone()[0] == 0:
+        raise StoreUnavailable(NOTHING_OF_OURS)
     _use_wal(db)
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")

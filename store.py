@@ -31,17 +31,21 @@ DRIVER_MISSING = "PostgreSQL needs its driver: pip install 'chatkit-service[post
 
 
 @asynccontextmanager
-async def open_store(url: str, table_prefix: str = "chatkit_") -> AsyncIterator[ConversationStore]:
+async def open_store(
+    url: str, table_prefix: str = "chatkit_", *, may_make: bool = True
+) -> AsyncIterator[ConversationStore]:
     """Open the database, made or migrated where needed, and close it in the end.
+
+    Without `may_make` one in which there is nothing of ours is left as it is, and raises `StoreUnavailable`.
 
     `url` is `sqlite:///FILE`, `sqlite:////absolute/FILE` or `postgresql://…`; `table_prefix` is PostgreSQL's. Raises
     `IncompatibleDatabase`, or `StoreUnavailable` when it cannot be opened.
     """
     if is_postgres(url):
-        async with _postgres_store(url, table_prefix) as store:
+        async with _postgres_store(url, table_prefix, may_make) as store:
             yield store
         return
-    async with SQLiteFile.open(sqlite_path(url), MIGRATIONS) as file:
+    async with SQLiteFile.open(sqlite_path(url), MIGRATIONS, may_make=may_make) as file:
         yield SQLiteStore(file)
 
 
@@ -59,12 +63,12 @@ def sqlite_path(url: str) -> str:
     return path
 
 
-def _postgres_store(url: str, table_prefix: str) -> AbstractAsyncContextManager[ConversationStore]:
+def _postgres_store(url: str, table_prefix: str, may_make: bool) -> AbstractAsyncContextManager[ConversationStore]:
     try:
         from postgres import PostgresStore  # noqa: PLC0415 (its driver is an extra)
     except ImportError as error:
         raise IncompatibleDatabase(DRIVER_MISSING) from error
-    return PostgresStore(url, table_prefix)
+    return PostgresStore(url, table_prefix, may_make=may_make)
 
 
 class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):

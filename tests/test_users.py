@@ -128,6 +128,7 @@ def test_a_user_is_deleted_while_an_answer_is_being_written_for_them(tmp_path: P
 
 
 def test_an_export_is_written_where_nobody_else_reads_and_over_nothing(tmp_path: Path) -> None:
+    run(tmp_path, "migrate")
     exporting = run(tmp_path, "export-user", "local", "me.json")
     assert exporting.returncode == 0, exporting.stderr
     written = tmp_path / "me.json"
@@ -146,6 +147,7 @@ def test_an_export_is_written_where_nobody_else_reads_and_over_nothing(tmp_path:
 
 
 def test_an_export_goes_to_standard_output_and_whoever_reads_it_may_leave(tmp_path: Path) -> None:
+    run(tmp_path, "migrate")
     assert json.loads(run(tmp_path, "export-user", "a user").stdout)["user_id"] == "a user"
     read, write = os.pipe()
     os.close(read)
@@ -153,6 +155,25 @@ def test_an_export_goes_to_standard_output_and_whoever_reads_it_may_leave(tmp_pa
     os.close(write)
     assert left.returncode == 1
     assert "Traceback" not in left.stderr
+
+
+@pytest.mark.parametrize("command", ["usage", "purge", "export-user x", "delete-user x"])
+def test_where_no_database_is_a_command_says_so_and_makes_none(
+    database: Database, tmp_path: Path, command: str
+) -> None:
+    for _ in range(2):  # what the first one had made, the second one would find
+        result = run(tmp_path, *command.split(), **database.environ)
+        assert result.returncode == 1, result.stdout
+        assert "cannot be used: " in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_an_empty_file_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "chatkit.db").touch()
+    result = run(tmp_path, "usage")
+    assert result.returncode == 1
+    assert "there is nothing of this service in it" in result.stderr
+    assert (tmp_path / "chatkit.db").read_bytes() == b""
 
 
 @pytest.mark.anyio
