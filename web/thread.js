@@ -205,7 +205,7 @@ export class Conversation extends EventTarget {
 
   async #run(type, params, onEvent = () => {}) {
     if (this.isRunning) return this.#tell("warning", "Wait until the answer is finished, or stop it.");
-    // A thread that has no id yet could not be found again: its turn can be stopped once `stream_options` has said so.
+    // Stopped before it has an id, a new thread could not be found again, and its message would make another one.
     const turn = { abort: new AbortController(), canStop: Boolean(this.id) };
     this.#turn = turn;
     this.#turnCount++;
@@ -252,6 +252,7 @@ export class Conversation extends EventTarget {
       case "thread.created":
       case "thread.updated":
         this.id = event.thread.id;
+        if (event.type === "thread.created") this.#turn.canStop = true;
         return this.#setThread(event.thread);
       case "thread.item.added":
         this.#open.add(event.item.id);

@@ -88,8 +88,8 @@ class Chat:
     def say(self, text: str) -> None:
         """Have one turn, to its end."""
         self.begin(text)
+        expect(self.page.locator(".pending")).to_have_count(0)  # first: a new thread's turn has no Stop before
         expect(self.stop).to_be_hidden()
-        expect(self.page.locator(".pending")).to_have_count(0)
 
     def button(self, name: str, **more: Any) -> Any:
         return self.page.get_by_role("button", name=name, exact=True, **more)
