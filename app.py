@@ -33,6 +33,7 @@ from bodies import Bodies
 from check import verifier_of
 from context import LOCAL_USER, RequestContext
 from conversations import ConversationStore, Quota, StoreUnavailable
+from demo import PROMPTS
 from dictation import Dictation
 from failures import log_failure
 from files import file_routes
@@ -113,6 +114,7 @@ def page_settings(settings: Settings) -> PageSettings:
         max_attachment_bytes=settings.max_attachment_bytes,
         attachment_types=settings.attachment_types,
         dictation=not settings.offline,
+        prompts=PROMPTS if settings.offline else PageSettings.prompts,
     )
 
 

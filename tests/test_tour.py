@@ -43,6 +43,13 @@ def test_a_topic_may_be_asked_for_in_any_form_of_its_word(offline: Client, words
     assert "No model is configured" not in str(events)
 
 
+def test_each_prompt_that_the_page_offers_is_played_and_only_the_first_by_the_greeting(offline: Client) -> None:
+    first, *others = offline.http.get("/settings.json").json()["prompts"]
+    assert "No model is configured" in str(ask(offline, first))
+    for prompt in others:
+        assert "No model is configured" not in str(ask(offline, prompt))
+
+
 def test_reasoning_is_shown(offline: Client) -> None:
     _, workflow, _ = fold(ask(offline, "Can you think about it?"))
     assert workflow["workflow"]["type"] == "reasoning"
