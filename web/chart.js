@@ -22,7 +22,7 @@ export function drawChart(props) {
   const series = props.series.map((each, index) => ({
     ...each,
     name: each.label ?? each.dataKey,
-    paint: color(each.color ?? COLORS[index % COLORS.length], {}),
+    paint: color(each.color, {}) ?? color(COLORS[index % COLORS.length], {}),
   }));
   const plot = new Plot(props.data, series);
   const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" });
@@ -64,8 +64,9 @@ class Plot {
       for (const { dataKey, stack } of series) sums[stack ?? dataKey] = (sums[stack ?? dataKey] ?? 0) + number(row[dataKey]);
       return Object.values(sums);
     });
-    this.max = niceCeiling(Math.max(1e-9, ...tops));
-    this.min = Math.min(0, ...tops);
+    this.max = niceCeiling(Math.max(0, ...tops));
+    this.min = -niceCeiling(-Math.min(0, ...tops));
+    if (this.max === this.min) this.max = 1;
     this.step = (WIDTH - PAD.left - PAD.right) / Math.max(1, data.length);
   }
 
@@ -78,8 +79,8 @@ class Plot {
   }
 
   yAxis() {
-    return [0, 0.25, 0.5, 0.75, 1].flatMap((part) => {
-      const value = this.min + part * (this.max - this.min);
+    const parts = [0, 0.25, 0.5, 0.75, 1].map((part) => this.min + part * (this.max - this.min));
+    return (this.min < 0 ? [...new Set([this.min, 0, this.max])] : parts).flatMap((value) => {
       const y = this.y(value);
       const text = svg("text", { x: PAD.left - 6, y: y + 4, "text-anchor": "end" }, shortNumber(value));
       return [svg("line", { class: "grid", x1: PAD.left, x2: WIDTH - PAD.right, y1: y, y2: y }), text];
@@ -122,6 +123,7 @@ const number = (value) => (Number.isFinite(Number(value)) ? Number(value) : 0);
 const shortNumber = (value) => new Intl.NumberFormat(undefined, { notation: "compact" }).format(value);
 
 function niceCeiling(value) {
+  if (value <= 0) return 0;
   const size = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 2.5, 5, 10].map((step) => step * size).find((step) => step >= value) ?? value;
 }

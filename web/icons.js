@@ -1,6 +1,7 @@
 // Line drawings on a grid of 24, drawn for this page. ChatKit's names for icons lead to the nearest one.
 
 const DRAWINGS = {
+  __proto__: null, // names come from outside
   plus: "M12 5v14M5 12h14",
   menu: "M4 7h16M4 12h16M4 17h16",
   close: "M6 6l12 12M18 6L6 18",
@@ -54,6 +55,7 @@ const DRAWINGS = {
 };
 
 const NEAREST = {
+  __proto__: null,
   agent: "sparkle", analytics: "chart", atom: "sparkle", batch: "cube", "book-clock": "book", "book-closed": "book",
   "book-open": "book", bug: "warning", "check-circle": "check", "check-circle-filled": "check", compass: "map-pin",
   confetti: "sparkle", desktop: "device", "dots-horizontal": "dots", "dots-vertical": "dots", "empty-circle": "circle",

@@ -129,18 +129,19 @@ function formValues(form) {
 
 /** Return the payload with the values in it: `todo.title` goes to `payload.todo.title`, and what is there stays. */
 export function withValues(payload, values) {
-  const isObject = (payload ?? null) === null || (typeof payload === "object" && !Array.isArray(payload));
-  if (Object.keys(values).length === 0 || !isObject) return payload;
+  if (Object.keys(values).length === 0 || !isObject(payload ?? {})) return payload;
   const merged = structuredClone(payload ?? {});
   for (const [name, value] of Object.entries(values)) {
     const path = name.split(".");
     const last = path.pop();
     let at = merged;
-    for (const step of path) at = Object.hasOwn(at, step) ? at[step] : (at[step] = {});
-    if (at !== null && typeof at === "object" && !Object.hasOwn(at, last)) at[last] = value;
+    for (const step of path) if (isObject(at)) at = Object.hasOwn(at, step) ? at[step] : (at[step] = {});
+    if (isObject(at) && !Object.hasOwn(at, last)) at[last] = value;
   }
   return merged;
 }
+
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
 function onSubmit(form, run) {
   form.addEventListener("submit", (event) => {
@@ -303,8 +304,8 @@ drawers.TableCell = drawers["Table.Cell"];
 function drawCard(component, widget) {
   const card = el(component.asForm ? "form.card" : "div.card", { "data-size": component.size });
   const body = el("div.box", {}, widget.children(component));
-  style.styleBox(card, { background: component.background, border: component.border });
-  style.styleBox(body, { padding: component.padding });
+  const { background, border, padding } = component;
+  style.styleBox(card, { background, border, padding });
   if (component.status) card.append(drawStatus(component.status));
   card.append(component.collapsed ? el("details", {}, el("summary", {}, "Show"), body) : body);
   const { confirm, cancel } = component;
@@ -326,7 +327,7 @@ function drawStatus(status) {
 
 function drawList(component, widget) {
   const items = widget.children(component);
-  const limit = Number(component.limit) || items.length;
+  const limit = component.limit >= 1 ? Math.floor(component.limit) : items.length;
   const list = el("ul.list", {}, items.slice(0, limit));
   const more = el("button.quiet-button", { type: "button" }, "Show more");
   more.addEventListener("click", () => {

@@ -18,8 +18,10 @@ const HUES = {
   blue: 255, indigo: 275, violet: 290, purple: 305, fuchsia: 325, pink: 350, rose: 10, discovery: 305, info: 255,
 };
 
+const NAMES_AN_ADDRESS = /url|image|expression|\\/i; // a backslash would hide the letters
+
 function set(element, property, value) {
-  if (value === null || value === undefined || /url|image|expression/i.test(value)) return;
+  if (value === null || value === undefined || NAMES_AN_ADDRESS.test(value)) return;
   element.style.setProperty(property, value);
 }
 
@@ -28,7 +30,7 @@ const space = (value) => (typeof value === "number" ? `${value * SPACE}px` : val
 
 /** A colour token, a primitive such as `red-100`, CSS, or one of each for light and dark. */
 export function color(value, tokens = TEXT_COLORS) {
-  if (!value) return undefined;
+  if (!value || NAMES_AN_ADDRESS.test(value)) return undefined;
   if (typeof value === "object") return `light-dark(${color(value.light, tokens)}, ${color(value.dark, tokens)})`;
   if (tokens[value]) return `var(${tokens[value]})`;
   const [, name, step] = /^([a-z]+)-(\d{2,3})$/.exec(value) ?? [];

@@ -1,10 +1,16 @@
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import BrowserContext, expect
 
-from browser.chat_page import Chat, posted
+from browser.chat_page import Chat, new_chat, posted
 from browser.process import Service
+from browser.standin import NOW, StandIn, event, standing_in, thread
+from page import PageSettings
 
 
 def test_a_card_shows_its_parts(chat: Chat) -> None:
@@ -140,6 +146,84 @@ def test_every_component_is_drawn_and_loads_nothing_from_elsewhere(chat: Chat) -
     assert (
         widget.get_by_text("Struck out").evaluate("text => getComputedStyle(text).textDecorationLine") == "line-through"
     )
+
+
+@contextmanager
+def shown(context: BrowserContext, **card: Any) -> Iterator[tuple[Chat, StandIn]]:
+    """A conversation with a card, answered by a stand-in that notes what it is asked."""
+    base = {"thread_id": "thr_1", "created_at": NOW}
+    words = {"content": [{"type": "input_text", "text": "show it"}], "attachments": []}
+    items = [
+        {"id": "u", "type": "user_message", **base, **words},
+        {"id": "w", "type": "widget", **base, "widget": {"type": "Card", **card}},
+    ]
+    with standing_in(PageSettings()) as service:
+        service.raw_stream = b"".join(
+            [event("thread.created", thread=thread()), *(event("thread.item.done", item=item) for item in items)]
+        )
+        chat = new_chat(context, service.url).open()
+        chat.say("show it")
+        yield chat, service
+        assert chat.problems + chat.foreign == []
+
+
+@pytest.mark.parametrize("payload", [{"a": "text"}, {"a": None}, {"a": {"b": [1]}}])
+def test_a_field_whose_name_leads_into_no_object_leaves_the_payload_alone(
+    browser_context: BrowserContext, payload: Any
+) -> None:
+    fields = [{"type": "Input", "name": "a.b.c", "defaultValue": "x"}]
+    confirm = {"label": "Send", "action": {"type": "go", "payload": payload}}
+    with shown(browser_context, asForm=True, children=fields, confirm=confirm) as (chat, service):
+        with chat.page.expect_response(lambda response: "custom_action" in (response.request.post_data or "")):
+            chat.widget.get_by_role("button", name="Send").click()
+        [sent] = [each["params"] for each in service.requests if each["type"] == "threads.custom_action"]
+        assert sent["action"]["payload"] == payload
+
+
+def test_a_list_with_a_limit_below_one_shows_all(browser_context: BrowserContext) -> None:
+    rows = [{"type": "ListViewItem", "children": [{"type": "Text", "value": f"Row {number}"}]} for number in range(3)]
+    with shown(browser_context, children=[{"type": "ListView", "limit": -1, "children": rows}]) as (chat, _):
+        expect(chat.widget.get_by_text("Row 2")).to_be_visible()
+        expect(chat.button("Show more")).to_have_count(0)
+
+
+@pytest.mark.parametrize("name", ["constructor", "__proto__"])
+def test_an_icon_named_like_a_part_of_the_language_is_a_dot(browser_context: BrowserContext, name: str) -> None:
+    with shown(browser_context, children=[{"type": "Icon", "name": name}]) as (chat, _):
+        expect(chat.widget.locator("path")).to_have_attribute("d", re.compile("^M12 10.5"))
+
+
+def test_a_widget_never_covers_what_is_around_it(browser_context: BrowserContext) -> None:
+    cover = {"type": "Box", "width": 5000, "height": 5000, "margin": -500, "background": "red"}
+    with shown(browser_context, children=[{**cover, "children": []}]) as (chat, _):
+        words = chat.page.locator("article.user .bubble")
+        words.scroll_into_view_if_needed()
+        words.click(timeout=5000)  # which what covers it would take
+
+
+def test_a_colour_of_a_chart_names_no_address(browser_context: BrowserContext) -> None:
+    series = [{"type": "bar", "dataKey": "v", "color": "url(https://evil.example/a.svg#x)"}]
+    chart = {"type": "Chart", "data": [{"d": "Mon", "v": 1}], "series": series, "xAxis": "d"}
+    with shown(browser_context, children=[chart]) as (chat, _):
+        expect(chat.widget.locator("rect")).to_have_attribute("fill", re.compile("^oklch"))
+
+
+def test_a_chart_of_gains_and_losses_has_a_line_at_zero(browser_context: BrowserContext) -> None:
+    data = [{"d": "Mon", "v": 8}, {"d": "Tue", "v": -3}]
+    chart = {
+        "type": "Chart",
+        "data": data,
+        "series": [{"type": "bar", "dataKey": "v"}],
+        "xAxis": "d",
+        "showYAxis": True,
+    }
+    with shown(browser_context, children=[chart]) as (chat, _):
+        expect(chat.widget.locator("text[text-anchor=end]")).to_have_text(["-5", "0", "10"])
+
+
+def test_a_card_without_padding_has_none(browser_context: BrowserContext) -> None:
+    with shown(browser_context, padding=0, children=[{"type": "Text", "value": "At the edge"}]) as (chat, _):
+        assert chat.widget.locator(".card").evaluate("card => getComputedStyle(card).padding") == "0px"
 
 
 def test_odd_components_are_shown_as_what_they_say_and_break_nothing(chat: Chat, service: Service) -> None:
