@@ -64,6 +64,15 @@ def test_signing_in_where_nothing_answers_can_be_tried_again(nobody: Visitor, al
     nobody.wait_for_panel()
 
 
+def test_signing_in_at_another_name_of_the_machine_says_which_one_to_open(nobody: Visitor) -> None:
+    url = nobody.app.url.replace("127.0.0.1", "localhost")
+    nobody.page.goto(f"{url}/sign-in")
+    nobody.page.get_by_label("E-mail").fill("alice@example.org")
+    nobody.page.get_by_label("Password").fill(PASSWORD)
+    nobody.press("Sign in")
+    expect(nobody.alert).to_have_text(f"This page cannot reach the sign-in service: open the app at {nobody.app.url}.")
+
+
 def test_signing_out_where_nothing_answers_says_that_one_is_still_signed_in(alice: Visitor) -> None:
     alice.open_chat()
     alice.page.route("**/api/auth/sign-out", lambda route: route.abort())

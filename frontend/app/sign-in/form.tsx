@@ -9,7 +9,11 @@ export function SignInForm({ authUrl }: { authUrl: string }) {
   const [isBusy, setIsBusy] = useState(false);
   const [problem, setProblem] = useState("");
 
-  const NO_ANSWER = `The sign-in service does not answer at ${authUrl}. Try again in a moment.`;
+  // Better Auth takes requests of its own origin alone, and 127.0.0.1 is not localhost.
+  const noAnswer = () =>
+    location.origin === new URL(authUrl).origin
+      ? `The sign-in service does not answer at ${authUrl}. Try again in a moment.`
+      : `This page cannot reach the sign-in service: open the app at ${authUrl}.`;
 
   async function submit(event: FormEvent<HTMLFormElement>) {
     event.preventDefault();
@@ -25,9 +29,9 @@ export function SignInForm({ authUrl }: { authUrl: string }) {
         location.assign("/chat"); // loaded anew: nothing of an earlier user is left in memory
         return;
       }
-      setProblem(error.message || NO_ANSWER);
+      setProblem(error.message || noAnswer());
     } catch {
-      setProblem(NO_ANSWER);
+      setProblem(noAnswer());
     }
     setIsBusy(false);
   }
