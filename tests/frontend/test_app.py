@@ -378,6 +378,15 @@ def test_the_page_without_react_chats_and_renews_its_token(alice: Visitor) -> No
     assert len(asked) == 3
 
 
+def test_the_page_without_react_leads_who_is_signed_out_to_the_sign_in(alice: Visitor) -> None:
+    alice.open_chat("/plain.html")
+    answer_once(alice, "**/api/auth/token", status=401)
+    alice.say("Hello")
+    notice = alice.page.get_by_role("status")
+    expect(notice).to_have_text("You are signed out. Sign in and send your message again. Sign in")
+    expect(notice.get_by_role("link", name="Sign in")).to_have_attribute("href", "/sign-in")
+
+
 def test_the_page_without_react_says_that_the_panel_is_not_there(alice: Visitor) -> None:
     alice.page.clock.install()
     alice.page.route(PANEL_SCRIPT, lambda route: route.abort())
