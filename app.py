@@ -33,7 +33,6 @@ from bodies import Bodies
 from check import verifier_of
 from context import LOCAL_USER, RequestContext
 from conversations import ConversationStore, Quota, StoreUnavailable
-from demo import PROMPTS
 from dictation import Dictation
 from failures import log_failure
 from files import file_routes
@@ -49,7 +48,7 @@ from store import open_store
 from streams import SSE_HEADERS, TurnResponse
 from telemetry import Telemetry, logging_config, no_queries_in_access_log, note
 from toolservers import ToolServers
-from tour import with_tour
+from tour import PROMPTS, with_tour
 from turn import Turn
 from turns import Turns
 from upkeep import upkeep

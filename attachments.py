@@ -206,14 +206,10 @@ class Attachments(AttachmentStore[RequestContext]):
         return f"{context.base_url}/attachments/{attachment_id}?{query}"
 
     async def open_link(self, use: str, attachment_id: str, expires: str, signature: str) -> RequestContext:
-        """Return the context of the user whose link for this use it is; raise `LinkRefused`.
-
-        Without a link nobody learns which attachments there are. (A link of a deleted one is refused as well.)
-        """
-        try:
-            user_id = await self._store.load_attachment_owner(attachment_id)
-        except NotFoundError:
-            raise LinkRefused from None
+        """Return the context of the user whose link for this use it is; raise `LinkRefused` or `NotFoundError`."""
+        if not signature:  # no link at all: whoever has none learns nothing
+            raise LinkRefused
+        user_id = await self._store.load_attachment_owner(attachment_id)
         expected = self._signature(use, attachment_id, user_id, expires)
         if not hmac.compare_digest(expected.encode(), signature.encode()) or int(expires) < self._now():
             raise LinkRefused

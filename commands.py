@@ -134,7 +134,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> int:
         _Reload(config, uvicorn.Server(config).run, [listener]).run()
     elif settings.workers > 1:
         with shared_folder():
-            supervisor = Multiprocess(config, [listener])
+            supervisor = _Workers(config, [listener])
             signal.signal(signal.SIGHUP, _on_hangup)  # uvicorn 0.54 would start every worker anew
             supervisor.run()
     else:
@@ -334,6 +334,15 @@ class _Reload(StatReload):
             for path, folders, files in os.walk(folder):
                 folders[:] = [name for name in folders if not name.startswith(".") and name != "node_modules"]
                 yield from (Path(path, name) for name in files if name.endswith(".py"))
+
+
+class _Workers(Multiprocess):
+    """Notices at once when a worker dies: uvicorn 0.54 waits for its answer on a pipe that it holds open itself."""
+
+    def keep_subprocess_alive(self) -> None:
+        for process in self.processes:
+            process.child_conn.close()  # the worker has its own
+        super().keep_subprocess_alive()
 
 
 class _Server(uvicorn.Server):

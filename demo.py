@@ -114,9 +114,6 @@ TOPICS: dict[str, tuple[Move, ...]] = {
 }
 """What to do when the last message has a word like these, first come first served."""
 
-PROMPTS = ("What can you do?", "Show me a widget", "Think about it first", "Work through two tasks")
-"""What the page offers to begin with: the first is answered by the greeting, the others by topics."""
-
 ERROR = r"error|fail|failure|crash"
 
 

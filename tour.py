@@ -33,6 +33,9 @@ from failures import Refused
 
 Chat = RunContextWrapper[AgentContext[RequestContext]]
 
+PROMPTS = ("What can you do?", "Show me a widget", "Think about it first", "Work through two tasks")
+"""What the page offers to begin with: the demo answers the first with its greeting, the others by its topics."""
+
 PRESS = "demo.press"
 
 

@@ -115,7 +115,7 @@ def test_a_pdf_and_an_image_reach_the_model_come_back_and_are_gone_after_deletio
     assert client.http.get(f"/attachments/{pdf['id']}", headers=token).content == PDF
 
     client.ask("threads.delete", {"thread_id": thread})
-    assert client.http.get(said["attachments"][1]["preview_url"]).status_code == 403
+    assert client.http.get(said["attachments"][1]["preview_url"]).status_code == 404
     assert client.http.get(f"/attachments/{pdf['id']}", headers=token).status_code == 404
     assert stored(database) == before
 
@@ -539,10 +539,9 @@ def test_a_form_has_little_before_its_file(client: Client) -> None:
 def test_without_a_link_nobody_learns_which_attachments_there_are(client: Client) -> None:
     announced = {"name": "a.png", "size": 9, "mime_type": "image/png"}
     there = client.ask("attachments.create", announced)["id"]
-    for query in ("", "?expires=9999999999&signature=x"):
-        answers = [client.http.get(f"/attachments/{which}{query}") for which in (there, "atc_none")]
-        assert [answer.status_code for answer in answers] == [403, 403]
-        assert answers[0].content == answers[1].content
+    answers = [client.http.get(f"/attachments/{which}") for which in (there, "atc_none")]
+    assert [answer.status_code for answer in answers] == [403, 403]
+    assert answers[0].content == answers[1].content
 
 
 @pytest.mark.anyio
