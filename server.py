@@ -1,5 +1,6 @@
 """`ChatServer`: what a request may do, and the turn that answers it."""
 
+import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -331,11 +332,11 @@ class ChatServer(ChatKitServer[RequestContext]):
                 )
                 items.data = [self._attachments.present_item(item, context) for item in items.data]
                 return encode(items)
-            case ThreadsGetByIdReq(params=params):
-                # ChatKit 1.6.5 does not tell whoever has not begun the turn when its answer is over: our page is told.
-                is_leased = await self.store.is_leased(params.thread_id, context)
-                found = await super()._process_non_streaming(request, context)
-                return found[:-1] + b',"is_answering":true}' if is_leased else found
+            case ThreadsGetByIdReq(params=params) if request.metadata.get("is_answering"):
+                # ChatKit 1.6.5 tells nobody but the one who has begun a turn when its answer is over; our page asks.
+                is_answering = await self.store.is_leased(params.thread_id, context)
+                thread = json.loads(await super()._process_non_streaming(request, context))
+                return json.dumps({**thread, "is_answering": is_answering}).encode()
             case ThreadsDeleteReq(params=params):
                 await self.store.delete_thread(params.thread_id, context)
                 self._turns.stop_thread(params.thread_id)

@@ -334,14 +334,21 @@ def test_a_thread_on_which_a_turn_runs_is_busy_after_five_seconds(
         assert client.items(thread) == before
 
 
-def test_a_thread_says_whether_it_is_being_answered(client: Client, model: StandIn) -> None:
+def test_a_thread_says_to_who_asks_whether_it_is_being_answered(client: Client, model: StandIn) -> None:
     thread = thread_of(client.create("Hi"))
-    assert "is_answering" not in client.ask("threads.get_by_id", {"thread_id": thread})
+
+    def watched() -> dict[str, Any]:
+        response = client.post("threads.get_by_id", {"thread_id": thread}, metadata={"is_answering": True})
+        return dict(response.json())
+
+    eventually(lambda: "title" in watched(), what="its title")
+    assert watched() == {**client.ask("threads.get_by_id", {"thread_id": thread}), "is_answering": False}
     model.will(Hang())
     with client.streaming("threads.add_user_message", {"thread_id": thread, "input": message("Hang")}) as events:
         next(events)
-        assert client.ask("threads.get_by_id", {"thread_id": thread})["is_answering"] is True
-    eventually(lambda: "is_answering" not in client.ask("threads.get_by_id", {"thread_id": thread}), what="its end")
+        assert watched()["is_answering"] is True
+        assert "is_answering" not in client.ask("threads.get_by_id", {"thread_id": thread})
+    eventually(lambda: not watched()["is_answering"], what="its end")
 
 
 def test_a_message_that_follows_a_turn_within_five_seconds_waits_for_it(client: Client, model: StandIn) -> None:

@@ -26,8 +26,8 @@ export class Service {
   }
 
   /** Post an operation that answers at once, and return its answer. */
-  async request(type, params) {
-    const response = await this.#post(type, params);
+  async request(type, params, metadata) {
+    const response = await this.#post(type, params, undefined, metadata);
     try {
       return await response.json();
     } catch {
@@ -47,11 +47,11 @@ export class Service {
     }
   }
 
-  async #post(type, params, signal) {
+  async #post(type, params, signal, metadata) {
     const options = {
       method: "POST",
       headers: { "content-type": "application/json" },
-      body: JSON.stringify({ type, params }),
+      body: JSON.stringify({ type, params, metadata }),
       signal,
     };
     let response;

@@ -96,7 +96,7 @@ export class Conversation extends EventTarget {
 
   /** Ask for the thread and then its items: when it says that no answer is being written, they are all there. */
   async #loadNewest() {
-    const thread = await this.#service.request("threads.get_by_id", { thread_id: this.id });
+    const thread = await this.#service.request("threads.get_by_id", { thread_id: this.id }, { is_answering: true });
     const page = await this.#service.request("items.list", { thread_id: this.id, limit: PAGE_SIZE, order: "desc" });
     await prepareViews(page.data);
     return [thread, page];
