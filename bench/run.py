@@ -2,7 +2,7 @@
 
 It makes a virtual environment with the locked packages and those of bench/requirements.lock, pins what is measured to
 one core and the load to another, prints a table, and, when everything was measured in full, writes bench/RESULTS.md.
-Everything in full takes about 25 minutes, and wants a machine that does nothing else.
+Everything in full takes about 40 minutes, and wants a machine that does nothing else.
 """
 
 import argparse
