@@ -32,6 +32,9 @@ CLOSING_SECONDS = 2.0
 """How long closing waits for what still runs."""
 CANCEL_SECONDS = 1.0
 """How long the server may take to hear that nobody waits for a statement any more."""
+CANCELS = 2
+CANCEL_AGAIN_SECONDS = 0.2
+"""After so long the server is told once more: a cancel that overtakes its statement is lost."""
 LOCK_SECONDS = 8
 """How long a statement waits for a row that another transaction has changed."""
 
@@ -321,8 +324,10 @@ async def _give_up(connection: Connection) -> None:
 
     (The server would go on otherwise: it hears of a closed connection when it has something to say.)
     """
-    with suppress(psycopg.Error, OSError):
-        await connection.cancel_safe(timeout=CANCEL_SECONDS)
+    for _ in range(CANCELS):
+        with suppress(psycopg.Error, OSError):
+            await connection.cancel_safe(timeout=CANCEL_SECONDS)
+        await asyncio.sleep(CANCEL_AGAIN_SECONDS)  # mostly it ends here, with the statement, by `_deadline`
     if not connection.closed:
         with suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
             line.shutdown(socket.SHUT_RDWR)
