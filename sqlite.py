@@ -23,6 +23,9 @@ Work = Callable[[sqlite3.Connection], T]
 
 BUSY_SECONDS = 10.0
 """How long a statement waits for another process's transaction."""
+BUSY_PAUSE_SECONDS = 0.005
+CLOSING_SECONDS = 2.0
+"""How long closing waits for what is still to be committed."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -42,6 +45,7 @@ class SQLiteFile:
         self._reader = reader
         self._waiting: list[tuple[Work[Any], asyncio.Future[Any]]] = []
         self._committing: asyncio.Task[None] | None = None
+        self._closing = False
 
     @classmethod
     @asynccontextmanager
@@ -120,7 +124,7 @@ class SQLiteFile:
             raise StoreUnavailable(
                 "the file was moved, deleted or replaced; start the service again to use what is there"
             )
-        return _transaction(db, writes)
+        return _transaction(db, writes, lambda: self._closing)
 
     async def _noting_damage(self, connection: aiosqlite.Connection, work: Work[T]) -> T:
         try:
@@ -132,6 +136,8 @@ class SQLiteFile:
 
     async def _settle(self) -> None:
         if self._committing is not None:
+            await asyncio.wait({self._committing}, timeout=CLOSING_SECONDS)
+            self._closing = True  # what waits for another process's transaction fails now
             await asyncio.wait({self._committing})
 
 
@@ -192,9 +198,9 @@ def _in_this_context(work: Work[T]) -> Work[T]:
     return lambda db: context.run(work, db)
 
 
-def _transaction(db: sqlite3.Connection, writes: Sequence[Work[Any]]) -> list[Any]:
+def _transaction(db: sqlite3.Connection, writes: Sequence[Work[Any]], hurried: Callable[[], bool]) -> list[Any]:
     """Return the result of each write, or the exception that undid it alone."""
-    db.execute("BEGIN IMMEDIATE")
+    _when_free(db, "BEGIN IMMEDIATE", hurried)
     try:
         outcomes = [_savepoint(db, write) for write in writes]
         db.execute("COMMIT")
@@ -224,10 +230,11 @@ def _savepoint(db: sqlite3.Connection, write: Work[Any]) -> Any:
 def _prepare(db: sqlite3.Connection, migrations: Sequence[str], may_make: bool) -> None:
     if not may_make and db.execute("PRAGMA user_version").fetchone()[0] == 0:
         raise StoreUnavailable(NOTHING_OF_OURS)
-    _use_wal(db)
+    _when_free(db, "PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
     version = migrate(db, migrations)
+    db.execute("PRAGMA busy_timeout = 0")  # from here on `_when_free` waits
     if version < len(migrations):
         log.info("the database was brought from schema %d to %d", version, len(migrations))
 
@@ -258,25 +265,29 @@ def migrate(db: sqlite3.Connection, migrations: Sequence[str]) -> int:
 
 
 def _rewrite(db: sqlite3.Connection) -> None:
-    db.execute("VACUUM")
+    _when_free(db, "VACUUM")
     deadline = time.monotonic() + BUSY_SECONDS
     while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:  # somebody still reads what was before
         if time.monotonic() > deadline:
             raise sqlite3.OperationalError("the file is in use all the time, so that its WAL cannot be emptied")
-        time.sleep(0.05)
+        time.sleep(BUSY_PAUSE_SECONDS)
 
 
-def _use_wal(db: sqlite3.Connection) -> None:
-    """Switch to WAL; SQLite does not wait here, as it does elsewhere, while another process switches too."""
+def _when_free(db: sqlite3.Connection, statement: str, hurried: Callable[[], bool] = lambda: False) -> None:
+    """Execute it once no other process is in its way.
+
+    SQLite's own waiting cannot be ended early, and leaves out the switch to WAL.
+    """
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            db.execute(statement)
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or hurried() or time.monotonic() > deadline:
                 raise
-            time.sleep(0.05)
+            time.sleep(BUSY_PAUSE_SECONDS)
 
 
 def _statements(script: str) -> list[str]:

@@ -1,5 +1,6 @@
 """A database file that another process locks: for 30 seconds, or in the short form for as long as a writer waits."""
 
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from clients import Stream
 from conftest import LONG, probing
-from service import Client, errors_of, eventually, service, text_of, thread_of
+from service import Client, errors_of, eventually, process, service, text_of, thread_of
+from sqlite import BUSY_SECONDS
 from standin import Begin, Hang, StandIn
 from test_disk import assert_takes_no_writes, assert_works_again
 from test_faults import rows, seen_text
@@ -36,6 +38,26 @@ def test_a_database_that_another_process_locks_is_said_so_and_used_again_when_it
             stream.leave()
         eventually(lambda: not rows(database, "SELECT * FROM leases"), what="the end of the turn")
         assert [text_of(item) for item in running.items(thread_of(stream.seen))] == ["Hello", "Half an answer"]
+
+
+def test_a_service_that_is_ended_while_its_file_is_locked_does_not_wait_for_the_lock(
+    model: StandIn, tmp_path: Path
+) -> None:
+    database = tmp_path / "chatkit.db"
+    with process(tmp_path, **probing(model, database), SHUTDOWN_GRACE_SECONDS="1") as running:
+        client = Client(running.url)
+        thread_id = thread_of(client.create("Before"))
+        model.will(Begin("Half an answer"), Hang())
+        with Stream.create(running.url) as stream, ThreadPoolExecutor(1) as pool:
+            stream.read_until(seen_text("Half an answer"))
+            with locked(database):
+                began = time.monotonic()
+                renaming = pool.submit(client.post, "threads.update", {"thread_id": thread_id, "title": "New"})
+                time.sleep(0.5)
+                running.signal(signal.SIGTERM)
+                assert running.wait() == 0
+                assert time.monotonic() - began < 1.5 * BUSY_SECONDS  # it was twice that, each batch waiting anew
+            renaming.exception()
 
 
 @contextmanager
