@@ -5,45 +5,25 @@ import asyncio
 import logging
 import logging.config
 import os
-import resource
-import signal
-import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, TextIO
+from typing import TextIO
 
-import uvicorn
-from agents.models import get_default_model
-from uvicorn.supervisors import Multiprocess
-from uvicorn.supervisors.statreload import StatReload
-
-from agentmodule import AgentModule
-from app import create_app
 from check import check, database_words
-from connections import Connection, max_connections
 from conversations import ConversationStore, DeletedUser, IncompatibleDatabase, Purged, StoreUnavailable, Usage
 from copying import copy
-from local import require_loopback
-from metrics import shared_folder
 from progress import progress
+from serving import open_and_close, serve
 from settings import Settings, SettingsError, load_settings
-from sockets import inherited, listen, notify
 from store import open_store
 from telemetry import logging_config
 from users import delete_user, exported
 
-log = logging.getLogger("service")
-
 BAD_SETTINGS = 2
-LEFT_RUNNING_SECONDS = 2.0
-WORKER_SECONDS = 120
-"""How long a worker may take to answer its parent. uvicorn 0.54 gives it 5, and kills one that is still importing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("app.py", description="A self-hosted backend for OpenAI's ChatKit panel.")
-    parser.set_defaults(run=serve, reload=False)
+    parser.set_defaults(run=serve_requests, reload=False)
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def add(name: str, run: Callable[[Settings, argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
@@ -77,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    served = add("serve", serve, "serve until SIGTERM (the default)")
+    served = add("serve", serve_requests, "serve until SIGTERM (the default)")
     served.add_argument("--reload", action="store_true", help="start again when a Python file changes")
     checked = add("check", check_setup, "say what is set up right and what is not; exit with 1 if anything is not")
     checked.add_argument("--token", metavar="-", choices=["-"], help="judge the token on standard input, too")
@@ -96,49 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def serve(settings: Settings, options: argparse.Namespace) -> int:
+def serve_requests(settings: Settings, options: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; return 0 once every running turn is stored."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _exit_well)  # uvicorn raises the signal again when it is done, which would exit 143
-    signal.signal(signal.SIGHUP, _on_hangup)
-    listener = _listen(settings)
-    is_local = listener.family == socket.AF_UNIX  # reached by this machine's programs only
-    if not (is_local or settings.jwks_url or settings.allow_anonymous):
-        require_loopback([listener.getsockname()[0]])
-    AgentModule.load(settings.agent)
-    asyncio.run(_open_and_close(settings))
-    _raise_descriptor_limit()
-    address = _address_of(listener)
-    log.info("starting %s: %s", address, _summary(settings))
-    log.info("listening on %s", address)
-    alone = settings.workers == 1 and not options.reload
-    config = uvicorn.Config(
-        create_app(settings) if alone else "app:create_app",  # other processes read the environment themselves
-        factory=not alone,
-        workers=settings.workers,
-        reload=options.reload,
-        reload_dirs=[str(folder) for folder in _folders_of_code(settings.agent)],
-        http=Connection,
-        limit_concurrency=max_connections(settings.max_turns),
-        lifespan="on",
-        log_config=logging_config(settings.log_level, settings.log_format),
-        access_log=False,
-        server_header=False,
-        root_path=settings.root_path,
-        forwarded_allow_ips=settings.forwarded_allow_ips,
-        timeout_graceful_shutdown=1 if options.reload else max(1, round(settings.shutdown_grace_seconds)),
-        timeout_worker_healthcheck=WORKER_SECONDS,
-        callback_notify=_tell_that_all_is_well,
-    )
-    if options.reload:
-        _Reload(config, uvicorn.Server(config).run, [listener]).run()
-    elif settings.workers > 1:
-        with shared_folder():
-            supervisor = _Workers(config, [listener])
-            signal.signal(signal.SIGHUP, _on_hangup)  # uvicorn 0.54 would start every worker anew
-            supervisor.run()
-    else:
-        _Server(config).run([listener])
+    serve(settings, reload=options.reload)
     return 0
 
 
@@ -154,11 +94,11 @@ def check_setup(settings: Settings, options: argparse.Namespace) -> int:
 def migrate(settings: Settings, options: argparse.Namespace) -> int:
     """Make or migrate the database; the log says from which schema."""
 
-    async def open_and_close() -> None:
+    async def bring() -> None:
         async with progress("migrating"):
-            await _open_and_close(settings)
+            await open_and_close(settings)
 
-    asyncio.run(open_and_close())
+    asyncio.run(bring())
     print("The database has this release's schema.")
     return 0
 
@@ -261,110 +201,6 @@ def usage(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-# --- what they share, and what serving is made of -----------------------------------------------------------------
-
-
-def _store(settings: Settings) -> AbstractAsyncContextManager[ConversationStore]:
-    return open_store(settings.database_url, settings.table_prefix)
-
-
 def _existing_store(settings: Settings) -> AbstractAsyncContextManager[ConversationStore]:
     """The one that is there. At a wrong address a new one would be made, and be said to have nothing of the user."""
     return open_store(settings.database_url, settings.table_prefix, may_make=False)
-
-
-async def _open_and_close(settings: Settings) -> None:
-    """Make or migrate the database before anything listens: what is wrong with it is said here, once and readably."""
-    async with _store(settings) as store:
-        await store.ping()
-
-
-def _exit_well(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(0)
-
-
-def _on_hangup(number: int, frame: FrameType | None) -> None:
-    """Reload nothing; but where the terminal that it was started from is gone, end as on SIGTERM."""
-    if sys.stdin is not None and sys.stdin.isatty():
-        signal.raise_signal(signal.SIGTERM)
-
-
-def _listen(settings: Settings) -> socket.socket:
-    try:
-        return inherited() or listen(settings.host, settings.port)
-    except OSError as error:
-        raise SettingsError(
-            [f"HOST={settings.host} and PORT={settings.port} cannot be listened on: {error.strerror}."]
-        ) from error
-
-
-def _address_of(listener: socket.socket) -> str:
-    if listener.family == socket.AF_UNIX:
-        return f"unix:{listener.getsockname()}"
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _raise_descriptor_limit() -> None:
-    """A turn needs two descriptors, and many systems give a process no more than 1024 unless it asks."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _summary(settings: Settings) -> str:
-    """Return what a user who started it wants to see at a glance."""
-    login = f"login by {settings.jwt_issuer}" if settings.jwks_url else "no login"
-    model = f"{settings.openai_default_model or get_default_model()} at {settings.openai_base_url or 'OpenAI'}"
-    return f"{settings.database_name}; {login}; {'the offline demo' if settings.offline else model}"
-
-
-def _folders_of_code(agent: str) -> set[Path]:
-    """Return where the service's modules are, and the agent's."""
-    module = sys.modules[agent.partition(":")[0]].__file__
-    return {Path(file).resolve().parent for file in (__file__, module) if file is not None}
-
-
-class _Reload(StatReload):
-    """Looks at the Python files in the folders, and not at the thousands of a virtual environment there."""
-
-    def iter_py_files(self) -> Iterator[Path]:
-        for folder in self.config.reload_dirs:
-            for path, folders, files in os.walk(folder):
-                folders[:] = [name for name in folders if not name.startswith(".") and name != "node_modules"]
-                yield from (Path(path, name) for name in files if name.endswith(".py"))
-
-
-class _Workers(Multiprocess):
-    """Notices at once when a worker dies: uvicorn 0.54 waits for its answer on a pipe that it holds open itself."""
-
-    def keep_subprocess_alive(self) -> None:
-        for process in self.processes:
-            process.child_conn.close()  # the worker has its own
-        super().keep_subprocess_alive()
-
-
-class _Server(uvicorn.Server):
-    """Tells systemd when it begins to stop: from then on its event loop no longer says that all is well.
-
-    Once all is stored and closed, a tool of the agent that still runs must not hold the process: Python waits for
-    threads without end.
-    """
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await super().serve(sockets)
-        finally:
-            ending = threading.Timer(LEFT_RUNNING_SECONDS, os._exit, [0])
-            ending.daemon = True
-            ending.start()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        notify("STOPPING=1")
-        super().handle_exit(sig, frame)
-
-
-async def _tell_that_all_is_well() -> None:
-    """Called by uvicorn once it listens, and every 30 s from its event loop."""
-    notify("READY=1", "WATCHDOG=1")
