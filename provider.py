@@ -21,6 +21,7 @@ from chatkit.types import (
 )
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
+from considerate import ConsiderateStream, Turnstile
 from conversations import Usage
 from sdk import OpenAIClient, mended
 from telemetry import request_id
@@ -55,6 +56,12 @@ async def open_upstream(
 
         yield Upstream(DemoProvider())
         return
+    turnstile = Turnstile()
+
+    async def read_considerately(response: httpx2.Response) -> None:
+        if isinstance(response.stream, httpx2.AsyncByteStream):
+            response.stream = ConsiderateStream(response.stream, turnstile)
+
     http_client = DefaultAsyncHttpx2Client(
         limits=httpx2.Limits(
             max_connections=max_connections or None,
@@ -62,7 +69,7 @@ async def open_upstream(
             keepalive_expiry=KEEPALIVE_SECONDS,
         ),
         timeout=httpx2.Timeout(timeout_seconds, connect=10.0),
-        event_hooks={"request": [_name_request]},
+        event_hooks={"request": [_name_request], "response": [read_considerately]},
     )
     async with OpenAIClient(api_key=api_key or "none", base_url=base_url, http_client=http_client) as client:
         yield Upstream(_Provider(default_model, openai_client=client, use_responses=api == "responses"), client)

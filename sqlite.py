@@ -91,7 +91,7 @@ class SQLiteFile:
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._commit_waiting(), name="commit")
         with store_latency("write"):
-            return await asyncio.shield(done)
+            return await done
 
     async def rewrite(self) -> None:
         """Write the whole file anew, so that it holds what is stored and no bytes of what was deleted.
@@ -109,9 +109,10 @@ class SQLiteFile:
             except Exception as error:
                 outcomes = [error] * len(batch)
             for (_, done), outcome in zip(batch, outcomes, strict=True):
+                if done.cancelled():  # nobody waits any more
+                    continue
                 if isinstance(outcome, Exception):
                     done.set_exception(outcome)
-                    done.exception()  # counts as seen, even when nobody waits any more
                 else:
                     done.set_result(outcome)
 

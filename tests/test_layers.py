@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"metrics", "progress", "chatkitlogger", "collector"},
-    {"context", "settings", "keyset", "sockets", "page", "connections"},
+    {"context", "settings", "keyset", "sockets", "page", "connections", "considerate"},
     {"conversations", "auth", "local", "telemetry"},
     {"failures", "openitems", "rows", "users", "sqlite", "sqliteschema", "pool", "postgresschema"},
     {"upkeep", "sqlitethreads", "sqliteuploads", "sqliteupkeep"},
@@ -28,6 +28,7 @@ LAYERS = [
     {"server", "tour", "streams"},
     {"check"},
     {"app"},
+    {"serving"},
     {"commands"},
 ]
 """Each module may import from layers above its own in this list; leaves never meet."""
