@@ -1,5 +1,6 @@
 """Errors as answers: one table from what was raised to what a client reads."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -122,6 +123,11 @@ class Unforeseen:
 
         try:
             await self._app(scope, receive, send_watched)
+        except asyncio.CancelledError:  # uvicorn's, when a shutdown's grace is over
+            if started or scope["type"] != "http":
+                raise
+            words = "The service is being restarted. Try again in a moment."
+            await answer(503, "restarting", words, {"retry-after": "5"})(scope, receive, send)
         except Exception as error:
             log_failure(log, f"request {request_id()} failed", error)
             if started or scope["type"] != "http":

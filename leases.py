@@ -44,8 +44,10 @@ class Leases:
         unless the database is slow.
         """
         taking = asyncio.create_task(self._take(thread_id, context, new_thread), name="lease")
+        taking.add_done_callback(lambda _: taking.cancelled() or taking.exception())  # or asyncio logs what nobody asks
         try:
-            yield await asyncio.shield(taking)  # a store that has begun to take it does, although its caller is gone
+            await asyncio.wait({taking})  # a store that has begun to take it does, although its caller is gone
+            yield taking.result()
         except BaseException:
             giving = asyncio.create_task(self._give_back(thread_id, taking), name="give back")
             self.giving_back.add(giving)

@@ -67,8 +67,9 @@ class OpenItems:
         return self._take([item for item in self._items.values() if item.id in self._unsaved])
 
     def give_back(self, items: list[ThreadItem]) -> None:
-        """Count what was taken for a checkpoint as unsaved again: it could not be written."""
+        """Count what was taken for a checkpoint as unsaved again, with no place yet: it could not be written."""
         self._unsaved.update(item.id for item in items if item.id in self._items)
+        self._placed.difference_update(item.id for item in items)
 
     def take_unplaced_before(self, item_id: str) -> list[ThreadItem]:
         """Return, for a checkpoint, what was opened before this item and would otherwise be stored behind it."""

@@ -154,7 +154,7 @@ class Pool:
             await asyncio.wait(running, timeout=CLOSING_SECONDS)
         self._closed = True
         while running := [*self._running]:
-            await asyncio.gather(*[_give_up(connection) for connection in self._used])
+            await asyncio.gather(*[_give_up(connection, asyncio.Event()) for connection in self._used])
             await asyncio.wait(running, timeout=CANCEL_SECONDS)
         await self._clear()
 
@@ -301,8 +301,9 @@ async def _transaction(connection: Connection, begin: bytes) -> AsyncIterator[No
 async def _deadline(connection: Connection, until: float) -> AsyncIterator[None]:
     """Give the connection up at that time of the loop; raise what the database raises as `StoreUnavailable`."""
     loop = asyncio.get_running_loop()
+    over = asyncio.Event()
     giving_up: list[asyncio.Task[None]] = []
-    late = loop.call_at(until, lambda: giving_up.append(loop.create_task(_give_up(connection), name="give up")))
+    late = loop.call_at(until, lambda: giving_up.append(loop.create_task(_give_up(connection, over), name="give up")))
     try:
         yield
     except psycopg.Error as error:
@@ -314,20 +315,24 @@ async def _deadline(connection: Connection, until: float) -> AsyncIterator[None]
         raise StoreUnavailable(_words(error)) from None
     finally:
         late.cancel()
-        for task in giving_up:  # what it asks for must not reach the connection's next work
-            task.cancel()
+        over.set()
+        if giving_up:  # what it asks for must not reach other work; broken off it would, through PgBouncer 1.18
+            await asyncio.wait(giving_up)
             await connection.close()
 
 
-async def _give_up(connection: Connection) -> None:
-    """Have the server end what it does for the connection, and hang up, under whoever waits for it.
+async def _give_up(connection: Connection, over: asyncio.Event) -> None:
+    """Have the server end what it does for the connection, and hang up where that is not over then.
 
     (The server would go on otherwise: it hears of a closed connection when it has something to say.)
     """
     for _ in range(CANCELS):
         with suppress(psycopg.Error, OSError):
             await connection.cancel_safe(timeout=CANCEL_SECONDS)
-        await asyncio.sleep(CANCEL_AGAIN_SECONDS)  # mostly it ends here, with the statement, by `_deadline`
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CANCEL_AGAIN_SECONDS):
+                await over.wait()
+                return
     if not connection.closed:
         with suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
             line.shutdown(socket.SHUT_RDWR)

@@ -117,7 +117,20 @@ class SQLiteFile:
                     done.set_result(outcome)
 
     def _commit(self, writes: Sequence[Work[Any]], db: sqlite3.Connection) -> list[Any]:
-        """Return the outcomes of the writes, unless the files that they would go to are not those at their paths.
+        """Return the result of each write, or the exception that undid it alone."""
+        _when_free(db, "BEGIN IMMEDIATE", lambda: self._closing)
+        try:
+            self._require_own_files()
+            outcomes = [_savepoint(db, write) for write in writes]
+            db.execute("COMMIT")
+            return outcomes
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    def _require_own_files(self) -> None:
+        """Raise `StoreUnavailable` where the files that are written are not those at their paths any more.
 
         SQLite goes on writing to a file that was deleted, or replaced by a backup: all of it would be lost.
         """
@@ -125,7 +138,6 @@ class SQLiteFile:
             raise StoreUnavailable(
                 "the file was moved, deleted or replaced; start the service again to use what is there"
             )
-        return _transaction(db, writes, lambda: self._closing)
 
     async def _noting_damage(self, connection: aiosqlite.Connection, work: Work[T]) -> T:
         try:
@@ -197,19 +209,6 @@ async def _on_thread(connection: aiosqlite.Connection, work: Work[T]) -> T:
 def _in_this_context(work: Work[T]) -> Work[T]:
     context = copy_context()
     return lambda db: context.run(work, db)
-
-
-def _transaction(db: sqlite3.Connection, writes: Sequence[Work[Any]], hurried: Callable[[], bool]) -> list[Any]:
-    """Return the result of each write, or the exception that undid it alone."""
-    _when_free(db, "BEGIN IMMEDIATE", hurried)
-    try:
-        outcomes = [_savepoint(db, write) for write in writes]
-        db.execute("COMMIT")
-        return outcomes
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
 
 
 def _savepoint(db: sqlite3.Connection, write: Work[Any]) -> Any:

@@ -260,6 +260,9 @@ class Turn(StreamingResult):
         self._ending = True
         try:
             shown, problem = await self._store_end(more)
+        except asyncio.CancelledError:  # a shutdown whose patience is over
+            self._close(error or words_for(StoreUnavailable("the process ends")))
+            raise
         except StoreUnavailable as unavailable:
             note(outcome="failed")
             log_failure(log, f"the end of a turn on thread {self.thread.id} could not be stored yet", unavailable)

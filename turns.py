@@ -134,7 +134,8 @@ class Turns:
             while True:
                 await asyncio.sleep(CHECKPOINT_SECONDS)
                 done = [work.pop(whose) for whose, task in [*work.items()] if task.done()]
-                if error := next((error for task in done if (error := task.exception())), None):
+                errors = [error for task in done if (error := task.exception())]  # each, or asyncio logs it too
+                for error in errors[:1]:
                     log_failure(log, "leases and checkpoints could not be written", error)
                 for turn in self._live.values():
                     if turn not in work:

@@ -410,6 +410,22 @@ async def test_a_server_that_does_not_answer_is_given_up_in_time_and_taken_back(
         await asyncio.gather(*[store.load_thread(thread_id, alice()) for _ in range(4)])
 
 
+async def test_a_cancel_is_never_broken_off_and_its_connection_is_not_used_again(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled = []
+
+    async def cancel_slowly(connection: Any, *, timeout: float) -> None:
+        await asyncio.sleep(0.3)
+        cancelled.append(connection)
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "cancel_safe", cancel_slowly)
+    async with PostgresStore(postgres.url, postgres.prefix, work_seconds=0.2) as store:
+        await store._pool.read(lambda db: db.row("SELECT pg_sleep(0.3)"))  # ends while it is being cancelled
+        [connection] = cancelled
+        assert connection.closed
+
+
 async def until_none(database: PostgresDatabase, statement: str) -> None:
     async with asyncio.timeout(5):
         while database.query(statement):

@@ -168,3 +168,15 @@ async def test_a_thread_whose_turn_died_is_read_while_nothing_can_be_written(tmp
                 assert await ids(store, thread_id) == ["item_0"]
             other.execute("ROLLBACK")
         assert (await ids(store, thread_id))[:2] == ["item_0", "shown"]
+
+
+async def test_a_file_that_is_replaced_while_a_write_waits_for_another_process_takes_none(file: Path) -> None:
+    async with open_store(f"sqlite:///{file}") as store:
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            writing = asyncio.create_task(make_thread(store))
+            await asyncio.sleep(0.2)
+            file.rename(file.with_name("moved.db"))
+            other.execute("ROLLBACK")
+        with pytest.raises(StoreUnavailable, match="start the service again"):
+            await writing

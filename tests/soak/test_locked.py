@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from unittest.mock import ANY
 
 from clients import Stream
 from conftest import LONG, probing
@@ -56,8 +57,12 @@ def test_a_service_that_is_ended_while_its_file_is_locked_does_not_wait_for_the_
                 time.sleep(0.5)
                 running.signal(signal.SIGTERM)
                 assert running.wait() == 0
+                stream.read(1)
                 assert time.monotonic() - began < 1.5 * BUSY_SECONDS  # it was twice that, each batch waiting anew
-            renaming.exception()
+            assert errors_of(stream.seen) == [{"type": "error", "code": "custom", "message": ANY, "allow_retry": True}]
+            assert renaming.result().json()["code"] in ("restarting", "store_unavailable")
+        assert "never retrieved" not in running.log
+        assert "Traceback" not in running.log
 
 
 @contextmanager
