@@ -3,10 +3,15 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Any
 
 import httpx2
 
 PIECES_A_ROUND = 16
+FIRST_PIECES = 8
+"""A response's own events and its first words: an event, mostly, is a piece."""
 AT_ONCE_SECONDS = 0.001
 """What comes sooner than that was there already, read from the socket with the piece before it."""
 
@@ -14,26 +19,29 @@ AT_ONCE_SECONDS = 0.001
 class Turnstile:
     """Lets so many through in a round of the event loop, in the order in which they came; the others wait.
 
-    Where fewer come than that, nobody waits.
+    Where few come, one in so many waits for a round. It is for the loop in which it is made; in others nobody waits.
     """
 
     def __init__(self, a_round: int = PIECES_A_ROUND):
+        self._loop = asyncio.get_running_loop()
         self._a_round = self._left = a_round
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def passed(self) -> None:
         """Wait until it is one's turn."""
+        if asyncio.get_running_loop() is not self._loop:
+            return
         if self._left > 0:
             self._count()
             return
-        turn = asyncio.get_running_loop().create_future()
+        turn = self._loop.create_future()
         self._waiting.append(turn)
         await turn
 
     def _count(self) -> None:
         self._left -= 1
         if self._left == 0:
-            asyncio.get_running_loop().call_soon(self._next_round)
+            self._loop.call_soon(self._next_round)
 
     def _next_round(self) -> None:
         self._left = self._a_round
@@ -49,7 +57,7 @@ class ConsiderateStream(httpx2.AsyncByteStream):
 
     A busy process has pieces of all open streams to handle in each round of its loop, and a new request needs some
     forty rounds for its first words: it would wait for every stream forty times. A piece that waits here is joined by
-    those that come after it, which costs less than each alone; the first of a response does not wait.
+    those that come after it, which costs less than each alone; the first ones of a response do not wait.
     """
 
     def __init__(self, stream: httpx2.AsyncByteStream, turnstile: Turnstile):
@@ -58,12 +66,20 @@ class ConsiderateStream(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         clock = asyncio.get_running_loop().time
-        first, asked_at = True, clock()
-        async for piece in self._stream:
-            if not first and clock() - asked_at > AT_ONCE_SECONDS:
-                await self._turnstile.passed()
-            yield piece
-            first, asked_at = False, clock()
+        pieces, asked_at = 0, clock()
+        reading: Any = aiter(self._stream)  # a generator, to be closed with this one
+        async with aclosing(reading) as stream:
+            async for piece in stream:
+                pieces += 1
+                if pieces > FIRST_PIECES and clock() - asked_at > AT_ONCE_SECONDS:
+                    await self._turnstile.passed()
+                yield piece
+                asked_at = clock()
+
+    @property
+    def elapsed(self) -> timedelta | None:
+        """What `Response.elapsed` reads, once the stream is closed."""
+        return getattr(self._stream, "elapsed", None)
 
     async def aclose(self) -> None:
         await self._stream.aclose()

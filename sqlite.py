@@ -23,7 +23,8 @@ Work = Callable[[sqlite3.Connection], T]
 
 BUSY_SECONDS = 10.0
 """How long a statement waits for another process's transaction."""
-BUSY_PAUSE_SECONDS = 0.005
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.001, 0.01
+"""Between two tries: most transactions are over in a moment."""
 CLOSING_SECONDS = 2.0
 """How long closing waits for what is still to be committed."""
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -270,7 +271,7 @@ def _rewrite(db: sqlite3.Connection) -> None:
     while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:  # somebody still reads what was before
         if time.monotonic() > deadline:
             raise sqlite3.OperationalError("the file is in use all the time, so that its WAL cannot be emptied")
-        time.sleep(BUSY_PAUSE_SECONDS)
+        time.sleep(LONGEST_PAUSE_SECONDS)
 
 
 def _when_free(db: sqlite3.Connection, statement: str, hurried: Callable[[], bool] = lambda: False) -> None:
@@ -278,7 +279,7 @@ def _when_free(db: sqlite3.Connection, statement: str, hurried: Callable[[], boo
 
     SQLite's own waiting cannot be ended early, and leaves out the switch to WAL.
     """
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline, pause = time.monotonic() + BUSY_SECONDS, FIRST_PAUSE_SECONDS
     while True:
         try:
             db.execute(statement)
@@ -287,7 +288,8 @@ def _when_free(db: sqlite3.Connection, statement: str, hurried: Callable[[], boo
             busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
             if not busy or hurried() or time.monotonic() > deadline:
                 raise
-            time.sleep(BUSY_PAUSE_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 def _statements(script: str) -> list[str]:

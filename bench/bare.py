@@ -1,7 +1,7 @@
 """`Runner.run_streamed` alone, with the SDK's own model and client; its events are thrown away.
 
-Each line on standard input is `{"turns": [[marker, ...], ...]}`: for each client the messages that it sends one after
-the other. One line comes back when all are answered.
+Each line on standard input is `{"turns": [[marker, ...], ...], "items": 20}`: for each client the messages that it
+sends one after the other, and how many items go with each. One line comes back when all are answered.
 """
 
 import asyncio
@@ -11,13 +11,13 @@ from typing import Any
 
 from agents import Agent, Runner, set_tracing_disabled
 
-EXCHANGES = [{"role": role, "content": "Some words of before."} for role in ("user", "assistant")] * 10
-"""As much history as the other contestants have in their threads."""
+EXCHANGES = [{"role": role, "content": "Some words of before."} for role in ("assistant", "user")] * 10
 
 
-async def client(agent: Agent[Any], markers: list[str]) -> None:
+async def client(agent: Agent[Any], markers: list[str], items: int) -> None:
     for marker in markers:
-        run = Runner.run_streamed(agent, [*EXCHANGES[1:], {"role": "user", "content": marker}])
+        before = EXCHANGES[1 - items :] if items > 1 else []
+        run = Runner.run_streamed(agent, [*before, {"role": "user", "content": marker}])
         async for _ in run.stream_events():
             pass
 
@@ -26,7 +26,8 @@ async def main() -> None:
     set_tracing_disabled(True)
     agent: Agent[Any] = Agent(name="Assistant", instructions="You are a helpful assistant.")
     while line := await asyncio.to_thread(sys.stdin.readline):
-        await asyncio.gather(*[client(agent, markers) for markers in json.loads(line)["turns"]])
+        asked = json.loads(line)
+        await asyncio.gather(*[client(agent, markers, asked["items"]) for markers in asked["turns"]])
         print("{}", flush=True)
 
 

@@ -36,8 +36,8 @@ class Sizes:
     turns_each: tuple[int, ...] = (40, 8, 2)
     history: int = 9
     """Turns that each thread has behind it: 20 items with the first."""
-    long_turns: int = 12
-    longest: int = 10_000
+    long_turns: tuple[tuple[int, int], ...] = ((50, 12), (1000, 3), (10_000, 1))
+    """Deltas, and how many such turns each of four clients takes."""
     paced: tuple[int, ...] = (200, 256)
     requests: int = 400
     silent: int = 1000
@@ -51,8 +51,7 @@ QUICK = Sizes(
     clients=(1, 32),
     turns_each=(15, 3),
     history=1,
-    long_turns=4,
-    longest=3000,
+    long_turns=((50, 6), (1000, 1), (3000, 1)),
     paced=(64,),
     requests=100,
     silent=100,
@@ -73,6 +72,11 @@ class Bench:
         self.contestants: dict[str, Contestant] = {}
         self.users: dict[str, list[Client]] = {}
         self.databases = 0
+
+    @property
+    def items_of_a_thread(self) -> int:
+        """What goes to the model with each message, at most `HISTORY_ITEMS` below."""
+        return min(20, 2 * (self.sizes.history + 1) + 1)
 
     # --- contestants ----------------------------------------------------------------------------------------------
 
@@ -119,12 +123,15 @@ class Bench:
         return opened
 
     async def talk(
-        self, contestant: Contestant, users: int, turns_each: int, stagger_seconds: float = 0.0
+        self, contestant: Contestant, users: int, turns_each: int, stagger_seconds: float = 0.0, items: int = 0
     ) -> list[tuple[str, Answer]]:
-        """Have so many users say something so often; what the bare run answers has no times."""
+        """Have so many users say something so often; what the bare run answers has no times.
+
+        `items` go with each message of the bare run, where the threads have not the history of most figures.
+        """
         markers = [[marker() for _ in range(turns_each)] for _ in range(users)]
         if contestant.name == BARE:
-            await contestant.ask({"turns": markers})
+            await contestant.ask({"turns": markers, "items": items or self.items_of_a_thread})
             return [(text, Answer(0.0)) for texts in markers for text in texts]
 
         async def one(place: int) -> list[tuple[str, Answer]]:
@@ -185,14 +192,14 @@ class Bench:
             await self.rounds([OURS, MEMORY, SQLITE, BARE, WIRE], sample)
 
     async def long_turns(self) -> None:
-        for deltas, turns in ((1000, self.sizes.long_turns), (self.sizes.longest, 2)):
+        for deltas, turns_each in self.sizes.long_turns:
             self.upstream.script = Script(deltas=deltas)
 
-            async def sample(contestant: Contestant, deltas: int = deltas, turns: int = turns) -> None:
+            async def sample(contestant: Contestant, deltas: int = deltas, turns_each: int = turns_each) -> None:
                 cpu = contestant.cpu_seconds()
-                await self.talk(contestant, turns, 1)
-                cpu = contestant.cpu_seconds() - cpu
-                self.results.add(f"CPU µs per delta of {deltas}", contestant.name, cpu / turns / deltas * 1e6)
+                await self.talk(contestant, 4, turns_each)
+                cpu = (contestant.cpu_seconds() - cpu) / 4 / turns_each
+                self.results.add(f"CPU ms per turn of {deltas} deltas, 4 clients", contestant.name, cpu * 1000)
 
             await self.rounds([OURS, MEMORY, BARE], sample)
 
@@ -245,17 +252,17 @@ class Bench:
     async def silent(self) -> None:
         """Memory per stream that is open and says nothing, in a process that has been warmed up."""
         for _ in range(self.sizes.rounds):
-            for name in (OURS, MEMORY, BARE):
+            for name in (OURS, MEMORY, BARE):  # threads of one exchange, and the new message
                 async with self.start(name) as contestant:
                     self.users[name], kept = [], self.users.get(name, [])
                     if name != BARE:
                         self.users[name] = await self.open_users(contestant, self.sizes.silent)
                     self.upstream.script = Script()
-                    await self.talk(contestant, 32, 2)
+                    await self.talk(contestant, 32, 2, items=3)
                     await asyncio.sleep(1)
                     before = contestant.memory_bytes()
                     self.upstream.script, self.upstream.answers = Script(hangs=True), 0
-                    talking = asyncio.create_task(self.talk(contestant, self.sizes.silent, 1))
+                    talking = asyncio.create_task(self.talk(contestant, self.sizes.silent, 1, items=3))
                     while self.upstream.answers < self.sizes.silent:
                         await asyncio.sleep(0.05)
                     await asyncio.sleep(2)  # for what follows the first delta: checkpoints are written each half second
@@ -271,11 +278,6 @@ class Bench:
     async def start_up(self) -> None:
         """From the process's start to its first whole answer; what it holds after that, and while nobody has asked."""
         for _ in range(self.sizes.rounds):
-            begin = clock()
-            imported = await self.direct("memory")
-            self.results.add("ms from start to first answer", "import", (clock() - begin) * 1000)
-            for figure in ("memory after the first answer, MB", "idle memory, MB"):
-                self.results.add(figure, "import", imported["bytes"] / 1e6)
             for name in (OURS, MEMORY):
                 self.upstream.script = Script(deltas=1)
                 begin = clock()
@@ -288,11 +290,15 @@ class Bench:
                 async with self.start(name) as contestant:
                     await asyncio.sleep(2)  # so that it has started, whatever it does behind the scenes
                     self.results.add("idle memory, MB", name, contestant.resident_bytes() / 1e6)
+            imported = await self.direct("memory")
+            self.results.add("ms from start to first answer", "import", imported["seconds"] * 1000)
+            for figure in ("memory after the first answer, MB", "idle memory, MB"):
+                self.results.add(figure, "import", imported["bytes"] / 1e6)
 
     async def workers(self) -> None:
         """One process and two, on all cores, which they share with the load."""
         for _ in range(self.sizes.rounds):
-            for workers in (1, 2):
+            for workers in (2, 1):
                 name = f"{workers} worker{'s' * (workers > 1)}"
                 async with self.start(OURS, environ={"WORKERS": str(workers)}, cores=CORES) as contestant:
                     kept = self.users.get(OURS, [])
@@ -319,6 +325,8 @@ class Bench:
     # --- without HTTP ---------------------------------------------------------------------------------------------
 
     async def direct(self, figure: str, *arguments: object) -> dict[str, float]:
+        """Return what the process prints, with the `seconds` until it did."""
+        begin = clock()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(BENCH / "direct.py"),
@@ -327,9 +335,11 @@ class Bench:
             stdout=asyncio.subprocess.PIPE,
             preexec_fn=lambda: os.sched_setaffinity(0, [MEASURED]),
         )
-        output, _ = await process.communicate()
-        assert process.returncode == 0, f"{figure} failed"
-        return dict(json.loads(output) or {})
+        assert process.stdout
+        line = await process.stdout.readline()
+        seconds = clock() - begin
+        assert await process.wait() == 0, f"{figure} failed"
+        return {**(json.loads(line) or {}), "seconds": seconds}
 
     async def store(self) -> None:
         few, many = 1000, self.sizes.items
@@ -340,7 +350,7 @@ class Bench:
             for kind, name in (("together", OURS), ("each", "a commit each")):
                 self.results.add("durable writes a second, 64 writers", name, wrote[kind])
                 self.results.add("ms for a durable write, 64 writers, p99", name, wrote[f"{kind}_p99"])
-            for items in (few, many):
+            for items in (many, few):
                 read = await self.direct("page", self.directory / f"{items}.db", items)
                 self.results.add("CPU µs per page of 20 items", f"{items} items", read["microseconds"])
             verified = await self.direct("tokens")
@@ -369,9 +379,8 @@ ALONE = {"endurance"}
 
 
 @asynccontextmanager
-async def prepared(bench: Bench, groups: list[str], without: list[str]) -> AsyncIterator[None]:
-    names = [name for name in (OURS, MEMORY, SQLITE, BARE, WIRE) if name not in without]
-    needed = [name for name in names if any(name in GROUPS[group][1] for group in groups)]
+async def prepared(bench: Bench, groups: list[str]) -> AsyncIterator[None]:
+    needed = [name for name in (OURS, MEMORY, SQLITE, BARE, WIRE) if any(name in GROUPS[group][1] for group in groups)]
     async with AsyncExitStack() as stack:
         if needed:
             begin = time.monotonic()

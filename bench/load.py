@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, cast
 
-MARKER = re.compile(rb"turn-(\d+);")
 _markers = count(1)
 
 clock = time.monotonic
@@ -39,8 +38,6 @@ class Upstream:
 
     url: str = ""
     script: Script = field(default_factory=Script)
-    first_delta_at: dict[int, float] = field(default_factory=dict)
-    """By marker: when the first delta left."""
     answers: int = 0
 
     def events(self) -> list[bytes]:
@@ -149,8 +146,7 @@ class _Asked(asyncio.Protocol):
         if end and len(body) >= _content_length(head):
             self._received.clear()
             if b'"stream":true' in body.replace(b" ", b""):
-                markers = MARKER.findall(body)
-                self._answering = asyncio.create_task(self._stream(int(markers[-1]) if markers else 0))
+                self._answering = asyncio.create_task(self._stream())
             else:
                 self._whole()
 
@@ -162,13 +158,12 @@ class _Asked(asyncio.Protocol):
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
         self._transport.write(head % len(body) + body)
 
-    async def _stream(self, turn: int) -> None:
+    async def _stream(self) -> None:
         script = self._upstream.script
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         begin, events = 4, self._upstream.events()
         self._transport.write(head + b"".join(events[:begin]))
         due = clock()
-        self._upstream.first_delta_at[turn] = due
         for event in events[begin:-4]:
             self._transport.write(event)
             if script.hangs:
@@ -202,11 +197,12 @@ async def standing_in() -> AsyncIterator[Upstream]:
 
 @dataclass
 class Answer:
-    """One response: when it was asked for, when its first delta came (0: it has none), when it ended."""
+    """One response: when it was asked for, when its first delta came (0: it has none), when and how it ended."""
 
     asked_at: float
     first_delta_at: float = 0.0
     ended_at: float = 0.0
+    failed: bool = False
     kept: bytearray | None = None
 
 
@@ -238,6 +234,8 @@ class _Response(asyncio.Protocol):
         answer = self.answer
         if answer.kept is not None:
             answer.kept += data
+        if b'"type":"error"' in data:
+            answer.failed = True
         if not answer.first_delta_at and b"text_delta" in data:
             answer.first_delta_at = clock()
         if self._left is None:  # the head is not whole yet
@@ -307,9 +305,11 @@ class Client:
         return client
 
     async def say(self, text: str, *, keep: bool = False) -> Answer:
-        return await self.connection.send(
-            "threads.add_user_message", {"thread_id": self.thread_id, "input": message(text)}, keep=keep
-        )
+        params = {"thread_id": self.thread_id, "input": message(text)}
+        answer = await self.connection.send("threads.add_user_message", params, keep=keep)
+        assert answer.first_delta_at > 0, "a turn without an answer"
+        assert not answer.failed, "a turn failed"
+        return answer
 
     async def say_all(self, markers: Sequence[str]) -> list[tuple[str, Answer]]:
         """Say one after the other, each when the one before is answered."""

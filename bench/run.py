@@ -25,13 +25,11 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="some alone: turns,long,paced,requests,silent,start,workers,store,endurance"
     )
-    parser.add_argument("--without", default="", help="contestants to leave out, such as 'template, sqlite3;wire'")
     parser.add_argument("--rounds", type=int, help="samples of each figure")
     options = parser.parse_args()
     if Path(sys.prefix) != ENVIRONMENT:
         python = ENVIRONMENT / "bin" / "python"
-        if not python.exists():
-            install(python)
+        install(python)
         os.execv(python, [str(python), __file__, *sys.argv[1:]])
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else 65536, hard))
@@ -39,10 +37,16 @@ def main() -> None:
 
 
 def install(python: Path) -> None:
+    """Install what the locks name, unless that was done already."""
+    locks = [BENCH.parent / "requirements.lock", BENCH / "requirements.lock"]
+    installed, wanted = ENVIRONMENT / "installed", "".join(lock.read_text() for lock in locks)
+    if installed.exists() and installed.read_text() == wanted:
+        return
     print(f"bench: making {ENVIRONMENT.name} …", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    for lock in (BENCH.parent / "requirements.lock", BENCH / "requirements.lock"):
+    subprocess.run([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], check=True)
+    for lock in locks:
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", lock], check=True)
+    installed.write_text(wanted)
 
 
 async def measure(options: argparse.Namespace) -> None:
@@ -58,13 +62,14 @@ async def measure(options: argparse.Namespace) -> None:
     if options.rounds:
         sizes = replace(sizes, rounds=options.rounds)
     groups = options.only.split(",") if options.only else [name for name in GROUPS if name not in ALONE]
-    without = options.without.split(";")
+    if unknown := set(groups) - GROUPS.keys():
+        raise SystemExit(f"bench: there is no {', '.join(unknown)}; there are {', '.join(GROUPS)}.")
     results, begin = Results(), time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="chatkit-bench-") as directory:
             async with standing_in() as upstream:
                 bench = Bench(sizes, results, upstream, Path(directory))
-                async with prepared(bench, groups, without):
+                async with prepared(bench, groups):
                     for group in groups:
                         started = time.monotonic()
                         await GROUPS[group][0](bench)
@@ -72,7 +77,7 @@ async def measure(options: argparse.Namespace) -> None:
     finally:  # what was measured before an interruption is worth reading
         table = report(results, (time.monotonic() - begin) / 60)
         print(table)
-    if not (options.quick or options.only or options.without):
+    if not (options.quick or options.only):
         (BENCH / "RESULTS.md").write_text(table, encoding="utf-8")
 
 

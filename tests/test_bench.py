@@ -1,0 +1,78 @@
+"""The bench measures what it says, so that it does not rot between two releases."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+
+
+def direct(*arguments: object) -> dict[str, float]:
+    command = [sys.executable, str(BENCH / "direct.py"), *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+def test_what_is_measured_without_http_runs(tmp_path: Path) -> None:
+    writes = direct("writes", tmp_path / "writes.db", 2)
+    assert writes.keys() == {"together", "together_p99", "each", "each_p99"}
+    direct_build = [sys.executable, str(BENCH / "direct.py"), "build", str(tmp_path / "items.db"), "1000"]
+    subprocess.run(direct_build, check=True, capture_output=True)
+    assert direct("page", tmp_path / "items.db", 1000)["microseconds"] > 0
+    assert direct("memory")["bytes"] > 1e6
+
+
+def test_the_report_says_what_holds_what_does_not_and_what_was_not_measured() -> None:
+    from figures import BARE, MEMORY, OURS, Results
+    from report import report
+
+    results = Results()
+    for ours in (100, 90, 110):
+        results.add("turns a second, 32 clients", OURS, ours)
+        results.add("turns a second, 32 clients", MEMORY, ours / 4)
+        results.add("turns a second, 256 clients", OURS, ours)
+        results.add("turns a second, 256 clients", MEMORY, ours / 2)
+        results.add("KB per silent stream", OURS, 150)
+        results.add("KB per silent stream", BARE, ours)
+        for deltas, cost in ((50, 10), (1000, 105), (10_000, 105 + 9000 * 0.2)):
+            results.add(f"CPU ms per turn of {deltas} deltas, 4 clients", OURS, cost)
+    page = report(results, 1)
+    assert "| ours | 100 | 90 to 110 |" in page
+    assert "turns a second, 32 clients: at least 2.5 times template | 4 | holds |" in page
+    assert "turns a second, 256 clients: at least 2.5 times template | 2 | does not hold |" in page
+    assert "idle memory, MB: at most 1.15 times import | | not measured |" in page
+    assert "60 KB more than the bare run's (here KB) | 50 | holds |" in page
+    assert "at most 1.1 times one of the first 1000 | 2 | does not hold |" in page
+
+
+def test_a_turn_that_fails_is_not_counted() -> None:
+    command = [sys.executable, "-c", FAILING]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=BENCH)
+    assert "AssertionError: a turn failed" in ended.stderr
+
+
+FAILING = """
+import asyncio
+from load import Client, Connection
+
+HEAD = b"HTTP/1.1 200 OK\\r\\ntransfer-encoding: chunked\\r\\n\\r\\n"
+EVENTS = b'x\\r\\ndata: {"text_delta"}\\r\\ndata: {"type":"error"}\\r\\n0\\r\\n\\r\\n'
+
+async def failing(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(HEAD + EVENTS)
+
+async def main():
+    server = await asyncio.start_server(failing, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    await Client(Connection(port), "thr_1").say("Hello")
+
+asyncio.run(main())
+"""
