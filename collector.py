@@ -7,7 +7,7 @@ from contextlib import contextmanager
 YOUNG_OBJECTS = 50_000
 """How many more objects there are before the garbage collector looks again (Python's own: 700)."""
 
-OLDER_ROUNDS = 1
+OLDER_ROUNDS = 3
 """How often it looks at young objects before it looks at older ones (Python's own: 10), which are few then."""
 
 gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])  # here, so that imports are spared as well

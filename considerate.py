@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-PIECES_A_ROUND = 16
+PIECES_A_ROUND = 8
 FIRST_PIECES = 8
 """A response's own events and its first words: an event, mostly, is a piece."""
 AT_ONCE_SECONDS = 0.001

@@ -357,6 +357,6 @@ def test_the_garbage_collector_is_spared_what_lives_as_long_as_the_process(model
     before = gc.get_threshold()
     with service(**probing(model, tmp_path / "chatkit.db")):
         assert gc.get_freeze_count() > 100_000
-        assert gc.get_threshold() == (50_000, 1, 1)
+        assert gc.get_threshold() == (50_000, 3, 3)
     assert gc.get_freeze_count() == 0
     assert gc.get_threshold() == before
