@@ -39,8 +39,8 @@ def report(results: Results, minutes: float) -> str:
         f"Written by `python3 bench/run.py` on {datetime.now(UTC):%Y-%m-%d} in {minutes:.0f} minutes:"
         f" {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()},"
         f" ChatKit SDK {version('openai-chatkit')}, Agents SDK {version('openai-agents')}, openai {version('openai')}.",
-        "What is measured runs on one core, the load and the stand-in for the model on the other. Median of the rounds,"
-        " and their spread; a ratio is the first line's median by this line's. Only absolute numbers of one run compare.",
+        "What is measured runs on one core, the load and the stand-in for the model on the other. Median of the rounds"
+        " and their spread; a ratio is the first line's median by this line's. Absolute numbers compare within a run.",
         "",
         "| | median | spread | ratio |",
         "|---|---:|---:|---:|",
