@@ -9,7 +9,7 @@ from inspect import isawaitable
 from typing import Any
 
 from agents import Agent, ModelSettings, RunConfig, RunContextWrapper, Runner
-from agents.exceptions import ModelRefusalError
+from agents.exceptions import ModelRefusalError, UserError
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
     AssistantMessageContent,
@@ -121,6 +121,8 @@ class AgentRuns:
                 if not has_said and is_said(event):
                     has_said = True
                     note_first_token()
+            if run.interruptions:  # or the turn would end without a word
+                raise UserError("a tool of the agent needs an approval, for which ChatKit has no question")
         except ModelRefusalError as refusal:
             if not has_said:  # the Agents SDK (0.24) may drop the message that it raises this for
                 yield ThreadItemDoneEvent(item=self._assistant_message(thread, refusal.refusal, context))

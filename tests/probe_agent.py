@@ -205,6 +205,12 @@ async def explode() -> str:
     raise RuntimeError("a tool's exception with SENTINEL words")
 
 
+@function_tool(needs_approval=True)
+async def wipe() -> str:
+    """Do what somebody should have agreed to."""
+    raise AssertionError("nobody has agreed")
+
+
 @input_guardrail
 async def no_swearing(context: Any, agent: Any, input: Any) -> GuardrailFunctionOutput:
     return GuardrailFunctionOutput(None, tripwire_triggered="forbidden" in str(input))
@@ -235,6 +241,7 @@ TOOLS = [
     rename,
     lock,
     explode,
+    wipe,
     refuse,
 ]
 

@@ -31,6 +31,7 @@ BEFORE_A_WORD: dict[str, tuple[Step, str, bool, str]] = {
     "an error event": (FailLater("server_error"), "could not be read", True, "ModelBehaviorError"),
     "a late context error": (FailLater("context_length_exceeded"), "too long", False, "context_length_exceeded"),
     "a tool that does not exist": (Call("no_such_tool"), "could not be read", True, "ModelBehaviorError"),
+    "a tool that waits for an approval": (Call("wipe"), "not set up correctly", False, "UserError"),
     "a tool that fails": (Call("explode"), "A tool of the agent failed", True, "RuntimeError"),
 }
 
