@@ -80,9 +80,13 @@ def nginx(site: Site) -> list[str | Path]:
 def caddy(site: Site) -> list[str | Path]:
     [given] = blocks_of(DOCUMENT, "caddy")
     tls = f"tls {site.folder / 'cert.pem'} {site.folder / 'key.pem'}"
-    text = site.placed(given, ("chat.example.com {\n", f"https://127.0.0.1:{site.port} {{\n\t{tls}\n"))
+    text = site.placed(
+        given,
+        ("{\n\tlog default", "{\n\tadmin off\n\tauto_https off\n\tdefault_sni 127.0.0.1\n\tlog default"),
+        ("chat.example.com {\n", f"https://127.0.0.1:{site.port} {{\n\tlog\n\t{tls}\n"),
+    )
     file = site.folder / "Caddyfile"
-    file.write_text(f"{{\n\tadmin off\n\tauto_https off\n\tdefault_sni 127.0.0.1\n}}\n{text}")
+    file.write_text(text)
     return [_program("caddy"), "run", "--config", file, "--adapter", "caddyfile"]
 
 
@@ -92,6 +96,7 @@ def haproxy(site: Site) -> list[str | Path]:
         given,
         ("bind :443", f"bind 127.0.0.1:{site.port}"),
         ("/etc/haproxy/chatkit.pem", str(site.folder / "both.pem")),
+        ("log /dev/log local0", "log stdout format raw local0"),
         ("timeout client 1m", f"timeout client {site.timeout_seconds or 60}s"),
         ("timeout server 1m", f"timeout server {site.timeout_seconds or 60}s"),
     )
@@ -107,6 +112,7 @@ def apache(site: Site) -> list[str | Path]:
         ("*:443", f"127.0.0.1:{site.port}"),
         ("/etc/apache2/chatkit/fullchain.pem", str(site.folder / "cert.pem")),
         ("/etc/apache2/chatkit/privkey.pem", str(site.folder / "key.pem")),
+        ("/var/log/apache2/chatkit.log", str(site.folder / "access.log")),
         ("ProxyTimeout 60", f"ProxyTimeout {site.timeout_seconds or 60}"),
     )
     modules = ("mpm_event", "authz_core", "socache_shmcb", "ssl", "http2", "headers", "proxy", "proxy_http")
