@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from functools import cache, cached_property
@@ -14,7 +14,7 @@ import httpx2
 from agents import RawResponsesStreamEvent, StreamEvent
 from chatkit.agents import AgentContext, ResponseStreamConverter
 from chatkit.types import ChatKitReq, ThreadItem, ThreadItemAddedEvent, ThreadStreamEvent
-from openai import AsyncOpenAI
+from openai import APIError, AsyncOpenAI
 from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, Field, PrivateAttr, TypeAdapter, ValidationError
@@ -203,12 +203,22 @@ class OpenAIClient(AsyncOpenAI):
     def _process_response_data(self, *, data: object, cast_to: type[T], response: httpx2.Response) -> T:
         kind: Any = cast_to
         if (adapter := _event_adapter(kind)) is not None:
-            try:
+            with suppress(ValidationError):
                 event: T = adapter.validate_python(data)
+                _require_whole(event, response)
                 return event
-            except ValidationError:
-                pass
         return super()._process_response_data(data=data, cast_to=cast_to, response=response)
+
+
+CUT_OFF = {"length": "max_output_tokens", "content_filter": "content_filter"}
+"""Why Chat Completions ends an answer in the middle, and the Responses API's word for it."""
+
+
+def _require_whole(event: object, response: httpx2.Response) -> None:
+    """Raise where the answer ends in the middle: the Agents SDK (0.24) says nothing of it once a word was said."""
+    for choice in event.choices if isinstance(event, ChatCompletionChunk) else ():
+        if choice.finish_reason in CUT_OFF:
+            raise APIError("cut off", response.request, body={"code": CUT_OFF[choice.finish_reason]})
 
 
 def _unexamined(resource: T, name: str) -> T:

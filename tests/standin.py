@@ -107,7 +107,14 @@ class FailLater:
     code: str
 
 
-Step = Say | Echo | Begin | Wait | Call | Reason | Refuse | Hang | Break | Garbage | Fail | FailLater
+@dataclass(frozen=True)
+class CutOff:
+    """End the answer for this reason of the Responses API's, before it is whole."""
+
+    reason: str
+
+
+Step = Say | Echo | Begin | Wait | Call | Reason | Refuse | Hang | Break | Garbage | Fail | FailLater | CutOff
 
 
 @dataclass
@@ -392,6 +399,9 @@ class _Responses(_Wire):
                 yield from self._item(index, item, {**item, "arguments": ""})
             case Reason(text=text):
                 yield from self._reasoning(index, text)
+            case CutOff(reason=reason):
+                response = {**self._response("incomplete"), "incomplete_details": {"reason": reason}}
+                yield self._event("response.incomplete", response=response)
             case FailLater(code=code):
                 yield self._event("error", code=code, message="the provider's own words", param=None)
 
@@ -483,6 +493,8 @@ class _ChatCompletions(_Wire):
                 function = {"name": tool, "arguments": json.dumps(arguments)}
                 call = {"index": next(self._calls), "id": call_id, "type": "function", "function": function}
                 yield self._chunk({"tool_calls": [call]})
+            case CutOff(reason=reason):
+                self._finish = "length" if reason == "max_output_tokens" else reason
             case FailLater(code=code):
                 yield f"data: {json.dumps({'error': {'message': 'own words', 'code': code}})}\n\n".encode()
 

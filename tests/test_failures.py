@@ -15,7 +15,7 @@ from failures import describe
 from rows import item_row
 from sdk import encode
 from service import Client, errors_of, fold, service, text_of, thread_of
-from standin import Break, Call, Fail, FailLater, Garbage, Refuse, Say, StandIn, Step, Wait
+from standin import Begin, Break, Call, CutOff, Fail, FailLater, Garbage, Refuse, Say, StandIn, Step, Wait
 
 BEFORE_A_WORD: dict[str, tuple[Step, str, bool, str]] = {
     "a refused key": (Fail(401, "invalid_api_key"), "refuses this service's key", False, "401 invalid_api_key"),
@@ -125,6 +125,22 @@ def test_both_apis_fail_in_the_same_words(tmp_path: Path, model: StandIn, api: s
         model.will(Refuse("I had rather not."))
         events = client.create("Do something bad")
         assert "I had rather not." in text_of(client.items(thread_of(events))[1])
+
+
+@pytest.mark.parametrize("api", ["responses", "chat_completions"])
+def test_an_answer_that_the_provider_cuts_off_is_kept_and_said_to_be_cut_off(
+    tmp_path: Path, model: StandIn, api: str
+) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
+        for reason, words in {"max_output_tokens": "cut off", "content_filter": "does not let it"}.items():
+            model.will(Begin("Half an answer"), Wait(0.5), CutOff(reason))
+            events = client.create("Tell me everything")
+            [error] = errors_of(events)
+            assert words in error["message"]
+            assert not error["allow_retry"]
+            stored = client.items(thread_of(events))
+            assert text_of(stored[1]) == "Half an answer"
+            assert stored == fold(events)
 
 
 @pytest.mark.parametrize(
