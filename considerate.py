@@ -3,9 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from datetime import timedelta
-from typing import Any
 
 import httpx2
 
@@ -63,18 +61,21 @@ class ConsiderateStream(httpx2.AsyncByteStream):
     def __init__(self, stream: httpx2.AsyncByteStream, turnstile: Turnstile):
         self._stream = stream
         self._turnstile = turnstile
+        self._pieces = 0
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Not a generator: garbage of two, one in the other, is not collected well by another thread (Python 3.11)."""
+        self._reading = aiter(self._stream)
+        return self
+
+    async def __anext__(self) -> bytes:
         clock = asyncio.get_running_loop().time
-        pieces, asked_at = 0, clock()
-        reading: Any = aiter(self._stream)  # a generator, to be closed with this one
-        async with aclosing(reading) as stream:
-            async for piece in stream:
-                pieces += 1
-                if pieces > FIRST_PIECES and clock() - asked_at > AT_ONCE_SECONDS:
-                    await self._turnstile.passed()
-                yield piece
-                asked_at = clock()
+        asked_at = clock()
+        piece = await anext(self._reading)
+        self._pieces += 1
+        if self._pieces > FIRST_PIECES and clock() - asked_at > AT_ONCE_SECONDS:
+            await self._turnstile.passed()
+        return piece
 
     @property
     def elapsed(self) -> timedelta | None:
