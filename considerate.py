@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 
 import httpx2
@@ -61,16 +62,17 @@ class ConsiderateStream(httpx2.AsyncByteStream):
     def __init__(self, stream: httpx2.AsyncByteStream, turnstile: Turnstile):
         self._stream = stream
         self._turnstile = turnstile
+        self._reading: AsyncIterator[bytes] | None = None
         self._pieces = 0
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Not a generator: garbage of two, one in the other, is not collected well by another thread (Python 3.11)."""
         self._reading = aiter(self._stream)
         return self
 
     async def __anext__(self) -> bytes:
         clock = asyncio.get_running_loop().time
         asked_at = clock()
+        assert self._reading is not None  # `async for` has asked for it
         piece = await anext(self._reading)
         self._pieces += 1
         if self._pieces > FIRST_PIECES and clock() - asked_at > AT_ONCE_SECONDS:
@@ -83,4 +85,11 @@ class ConsiderateStream(httpx2.AsyncByteStream):
         return getattr(self._stream, "elapsed", None)
 
     async def aclose(self) -> None:
+        """Close the stream, and the generators that read it where they stopped.
+
+        httpx2 leaves those to the garbage collector, which fails in some thread while the loop's closes them.
+        """
+        if isinstance(self._reading, AsyncGenerator):
+            with suppress(RuntimeError):  # it is being read
+                await self._reading.aclose()
         await self._stream.aclose()

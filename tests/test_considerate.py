@@ -37,16 +37,19 @@ class Rounds:
 class Pieces(httpx2.AsyncByteStream):
     """A stream of numbered pieces, each after so many seconds."""
 
-    closed = False
+    closed = ended = False
 
     def __init__(self, *seconds: float):
         self._seconds = seconds
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for number, seconds in enumerate(self._seconds):
-            if seconds:
-                await asyncio.sleep(seconds)
-            yield b"%d" % number
+        try:
+            for number, seconds in enumerate(self._seconds):
+                if seconds:
+                    await asyncio.sleep(seconds)
+                yield b"%d" % number
+        finally:
+            self.ended = True
 
     async def aclose(self) -> None:
         self.closed = True
@@ -121,6 +124,21 @@ async def test_the_models_answers_are_read_so_and_closed_as_ever(model: StandIn)
             assert isinstance(stream, ConsiderateStream)
             assert b"Hello" in await response.read()
             assert response.elapsed > timedelta(0)
-    pieces = Pieces()
-    await ConsiderateStream(pieces, Turnstile()).aclose()
-    assert pieces.closed
+
+
+async def test_a_stream_that_is_closed_leaves_no_generator_behind() -> None:
+    unread, begun, read = Pieces(0, 0), Pieces(0, 0), Pieces(60)
+    await ConsiderateStream(unread, Turnstile()).aclose()
+    assert unread.closed
+    stream = ConsiderateStream(begun, Turnstile())
+    assert await anext(aiter(stream)) == b"0"
+    await stream.aclose()
+    assert (begun.ended, begun.closed) == (True, True)
+    stream = ConsiderateStream(read, Turnstile())
+    reading = asyncio.ensure_future(anext(aiter(stream)))
+    await asyncio.sleep(0.01)
+    await stream.aclose()  # under whoever reads
+    assert (read.ended, read.closed) == (False, True)
+    reading.cancel()
+    await asyncio.wait({reading})
+    assert read.ended
