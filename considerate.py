@@ -62,17 +62,15 @@ class ConsiderateStream(httpx2.AsyncByteStream):
     def __init__(self, stream: httpx2.AsyncByteStream, turnstile: Turnstile):
         self._stream = stream
         self._turnstile = turnstile
-        self._reading: AsyncIterator[bytes] | None = None
+        self._reading = aiter(stream)
         self._pieces = 0
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        self._reading = aiter(self._stream)
         return self
 
     async def __anext__(self) -> bytes:
         clock = asyncio.get_running_loop().time
         asked_at = clock()
-        assert self._reading is not None  # `async for` has asked for it
         piece = await anext(self._reading)
         self._pieces += 1
         if self._pieces > FIRST_PIECES and clock() - asked_at > AT_ONCE_SECONDS:

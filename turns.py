@@ -135,8 +135,8 @@ class Turns:
                 await asyncio.sleep(CHECKPOINT_SECONDS)
                 done = [work.pop(whose) for whose, task in [*work.items()] if task.done()]
                 errors = [error for task in done if (error := task.exception())]  # each, or asyncio logs it too
-                for error in errors[:1]:
-                    log_failure(log, "leases and checkpoints could not be written", error)
+                if errors:
+                    log_failure(log, "leases and checkpoints could not be written", errors[0])
                 for turn in self._live.values():
                     if turn not in work:
                         work[turn] = asyncio.create_task(self._checkpoint(turn), name="checkpoint")

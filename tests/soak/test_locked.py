@@ -24,9 +24,7 @@ def test_a_database_that_another_process_locks_is_said_so_and_used_again_when_it
     database = tmp_path / "chatkit.db"
     with service(**probing(model, database)) as running:
         thread_id = thread_of(running.create("Before"))
-        model.will(Begin("Half an answer"), Hang())
-        with Stream.create(running.url) as stream, ThreadPoolExecutor(1) as pool:
-            stream.read_until(seen_text("Half an answer"))
+        with half_an_answer(model, running.url) as stream, ThreadPoolExecutor(1) as pool:
             with locked(database):
                 began = time.monotonic()
                 assert_takes_no_writes(running, thread_id)
@@ -48,9 +46,7 @@ def test_a_service_that_is_ended_while_its_file_is_locked_does_not_wait_for_the_
     with process(tmp_path, **probing(model, database), SHUTDOWN_GRACE_SECONDS="1") as running:
         client = Client(running.url)
         thread_id = thread_of(client.create("Before"))
-        model.will(Begin("Half an answer"), Hang())
-        with Stream.create(running.url) as stream, ThreadPoolExecutor(1) as pool:
-            stream.read_until(seen_text("Half an answer"))
+        with half_an_answer(model, running.url) as stream, ThreadPoolExecutor(1) as pool:
             with locked(database):
                 began = time.monotonic()
                 renaming = pool.submit(client.post, "threads.update", {"thread_id": thread_id, "title": "New"})
@@ -63,6 +59,14 @@ def test_a_service_that_is_ended_while_its_file_is_locked_does_not_wait_for_the_
             assert renaming.result().json()["code"] in ("restarting", "store_unavailable")
         assert "never retrieved" not in running.log
         assert "Traceback" not in running.log
+
+
+@contextmanager
+def half_an_answer(model: StandIn, url: str) -> Iterator[Stream]:
+    model.will(Begin("Half an answer"), Hang())
+    with Stream.create(url) as stream:
+        stream.read_until(seen_text("Half an answer"))
+        yield stream
 
 
 @contextmanager
