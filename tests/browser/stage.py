@@ -453,8 +453,8 @@ gone_on = asyncio.Event()
 async def until_told(words: str = HELD) -> None:
     """Hold a scene whose words end so, until the test has seen enough and plays the scene "go"."""
     if words.endswith(HELD):
+        await asyncio.wait_for(gone_on.wait(), 30)  # it may have been told already
         gone_on.clear()
-        await asyncio.wait_for(gone_on.wait(), 30)
 
 
 def item_base(context: Context, kind: Any = "message") -> dict[str, Any]:
@@ -602,6 +602,7 @@ CLIENT_TOOLS: dict[str, dict[str, Any]] = {
 
 @function_tool
 async def stage(run: RunContextWrapper[Context], words: str) -> str:
+    gone_on.clear()
     await STAGED[words.split()[0]](run.context, words)
     return "played"
 
