@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import httpx2
 
-PIECES_A_ROUND = 8
+PIECES_A_ROUND = 4
 FIRST_PIECES = 8
 """A response's own events and its first words: an event, mostly, is a piece."""
 AT_ONCE_SECONDS = 0.001
