@@ -429,7 +429,7 @@ async def test_all_who_wait_for_a_new_key_share_one_fetch(issuer: Issuer, verifi
 async def test_nobody_with_a_known_key_waits_for_the_fetch_that_an_invented_kid_causes(
     issuer: Issuer, verifier: Verifier, clock: Clock
 ) -> None:
-    issuer.delay_seconds = 0.5
+    issuer.delay_seconds = 1
     clock.advance(30)
     invented = asyncio.create_task(refusal(verifier.verify(random_kid_token(issuer))))
     await until(lambda: issuer.fetches == 2)
@@ -437,7 +437,7 @@ async def test_nobody_with_a_known_key_waits_for_the_fetch_that_an_invented_kid_
     begun_at = time.monotonic()
     await verifier.verify(issuer.token())
 
-    assert time.monotonic() - begun_at < 0.2
+    assert time.monotonic() - begun_at < 0.8
     await invented
 
 
@@ -623,10 +623,10 @@ async def test_what_is_plainly_no_token_is_refused_even_while_no_keys_are_known(
 
 
 async def test_entering_does_not_wait_for_the_issuer_and_the_first_request_does(issuer: Issuer) -> None:
-    issuer.delay_seconds = 0.3
+    issuer.delay_seconds = 1
     begun_at = time.monotonic()
     async with verifier_of(issuer) as verifier:
-        assert time.monotonic() - begun_at < 0.1
+        assert time.monotonic() - begun_at < 0.8
         assert (await verifier.verify(issuer.token())).user_id == "alice"
     assert issuer.fetches == 1
 
