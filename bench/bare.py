@@ -11,13 +11,18 @@ from typing import Any
 
 from agents import Agent, Runner, set_tracing_disabled
 
-EXCHANGES = [{"role": role, "content": "Some words of before."} for role in ("assistant", "user")] * 10
+EXCHANGES = [
+    {"type": "message", "role": role, "content": [{"type": kind, "text": text}]}
+    for role, kind, text in (("user", "input_text", "turn-0;"), ("assistant", "output_text", " word" * 50))
+] * 10
+"""As ChatKit's converter writes them."""
 
 
 async def client(agent: Agent[Any], markers: list[str], items: int) -> None:
     for marker in markers:
         before = EXCHANGES[1 - items :] if items > 1 else []
-        run = Runner.run_streamed(agent, [*before, {"role": "user", "content": marker}])
+        message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": marker}]}
+        run = Runner.run_streamed(agent, [*before, message])
         async for _ in run.stream_events():
             pass
 

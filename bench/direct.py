@@ -30,6 +30,18 @@ def memory() -> None:
     print(json.dumps({"bytes": pages * os.sysconf("SC_PAGE_SIZE")}), flush=True)
 
 
+async def disk(path: str) -> dict[str, float]:
+    """How long a write of 4 KB takes until it is on the disk, in milliseconds."""
+    with Path(path).open("wb", buffering=0) as file:
+        took = []
+        for _ in range(200):
+            begin = time.monotonic()
+            file.write(bytes(4096))
+            os.fsync(file.fileno())
+            took.append(time.monotonic() - begin)
+    return {"milliseconds": median(took) * 1000}
+
+
 async def writes(path: str, writes_each: int) -> dict[str, float]:
     """Durable item writes a second of 64 writers: committed together, and with BEGIN and COMMIT for each."""
     from chatkit.types import AssistantMessageContent, AssistantMessageItem, ThreadMetadata

@@ -15,6 +15,8 @@ from contestants import BENCH, CORES, MEASURED, ROOT, Contestant, running
 from load import Answer, Client, Connection, Script, Upstream, clock, marker
 
 OURS, MEMORY, SQLITE, BARE, WIRE = "ours", "template", "template, sqlite3", "bare run", "wire"
+HISTORY_ITEMS = 21
+"""An odd number begins with a message of the user's, where the service would begin anyway."""
 
 
 @dataclass
@@ -35,15 +37,15 @@ class Sizes:
     clients: tuple[int, ...] = (1, 32, 256)
     turns_each: tuple[int, ...] = (40, 8, 2)
     history: int = 9
-    """Turns that each thread has behind it: 20 items with the first."""
+    """Turns that each thread has behind it beside the first: 21 items go to the model with the new message."""
     long_turns: tuple[tuple[int, int], ...] = ((50, 12), (1000, 3), (10_000, 1))
     """Deltas, and how many such turns each of four clients takes."""
     paced: tuple[int, ...] = (200, 256)
     requests: int = 400
     silent: int = 1000
-    writes_each: int = 60
+    writes_each: int = 300
     items: int = 1_000_000
-    endurance: int = 20_000
+    endurance: int = 20_160
 
 
 QUICK = Sizes(
@@ -75,8 +77,8 @@ class Bench:
 
     @property
     def items_of_a_thread(self) -> int:
-        """What goes to the model with each message, at most `HISTORY_ITEMS` below."""
-        return min(20, 2 * (self.sizes.history + 1) + 1)
+        """What goes to the model: a thread's history and the new message, `HISTORY_ITEMS` in full."""
+        return min(HISTORY_ITEMS, 2 * (self.sizes.history + 1) + 1)
 
     # --- contestants ----------------------------------------------------------------------------------------------
 
@@ -101,7 +103,7 @@ class Bench:
         environ |= {
             "DATABASE_URL": f"sqlite:///{environ['BENCH_DATABASE']}",
             "PORT": "0",
-            "HISTORY_ITEMS": "20",
+            "HISTORY_ITEMS": str(HISTORY_ITEMS),
             "MAX_TURNS": "0",  # the bench has one user and no mercy
             "TURNS_PER_MINUTE": "0",
             "CONCURRENT_TURNS_PER_USER": "0",
@@ -124,7 +126,7 @@ class Bench:
 
     async def talk(
         self, contestant: Contestant, users: int, turns_each: int, stagger_seconds: float = 0.0, items: int = 0
-    ) -> list[tuple[str, Answer]]:
+    ) -> list[Answer]:
         """Have so many users say something so often; what the bare run answers has no times.
 
         `items` go with each message of the bare run, where the threads have not the history of most figures.
@@ -132,11 +134,12 @@ class Bench:
         markers = [[marker() for _ in range(turns_each)] for _ in range(users)]
         if contestant.name == BARE:
             await contestant.ask({"turns": markers, "items": items or self.items_of_a_thread})
-            return [(text, Answer(0.0)) for texts in markers for text in texts]
+            return [Answer(0.0) for texts in markers for _ in texts]
+        deltas = self.upstream.script.deltas
 
-        async def one(place: int) -> list[tuple[str, Answer]]:
+        async def one(place: int) -> list[Answer]:
             await asyncio.sleep(place * stagger_seconds / users)
-            return await self.users[contestant.name][place].say_all(markers[place])
+            return await self.users[contestant.name][place].say_all(markers[place], deltas)
 
         answered = await asyncio.gather(*[one(place) for place in range(users)])
         return [each for answers in answered for each in answers]
@@ -154,22 +157,22 @@ class Bench:
             if name not in (BARE, WIRE):
                 for begin in range(0, users, 32):
                     group = self.users[name][begin : begin + 32]
-                    await asyncio.gather(*[user.say_all([marker()] * self.sizes.history) for user in group])
+                    await asyncio.gather(*[user.say_all([marker()] * self.sizes.history, 1) for user in group])
             self.upstream.script = Script()
             await self.talk(contestant, min(users, 16), 2)
 
     async def _record_stream(self) -> None:
         """Keep the bytes of the template's answer for the wire."""
         self.upstream.script = Script()
-        answer = await self.users[MEMORY][0].say(marker(), keep=True)
-        _, _, body = bytes(answer.kept or b"").partition(b"\r\n\r\n")
-        events = [line for line in body.split(b"\r\n") if line.startswith(b"data: ")]
-        assert len(events) > 50, body
+        answer = await self.users[MEMORY][0].say(marker(), self.upstream.script.deltas)
+        events = [line for line in bytes(answer.body).split(b"\r\n") if line.startswith(b"data: ")]
         (self.directory / "stream.sse").write_bytes(b"".join(events))
 
     async def rounds(self, names: list[str], sample: Callable[[Contestant], Coroutine[Any, Any, None]]) -> None:
-        for _ in range(self.sizes.rounds):
-            for name in names:
+        """Sample all, another one first in each round."""
+        for number in range(self.sizes.rounds):
+            place = number % len(names)
+            for name in names[place:] + names[:place]:
                 if name in self.contestants:
                     await sample(self.contestants[name])
 
@@ -185,45 +188,62 @@ class Bench:
                 seconds, cpu = clock() - begin, contestant.cpu_seconds() - cpu
                 self.results.add(f"turns a second, {users} clients", contestant.name, len(answered) / seconds)
                 self.results.add(f"CPU ms per turn, {users} clients", contestant.name, cpu / len(answered) * 1000)
-                if users == 1 and contestant.name not in (BARE, WIRE):
-                    waits = sorted(answer.first_delta_at - answer.asked_at for _, answer in answered)
-                    self._add_waits("1 client", contestant, waits)
+                if users == 1 and contestant.name != BARE:
+                    waits = [answer.first_delta_at - answer.asked_at for answer in answered]
+                    self._add_waits("to the first delta, 1 client", contestant, waits)
 
             await self.rounds([OURS, MEMORY, SQLITE, BARE, WIRE], sample)
 
     async def long_turns(self) -> None:
+        """In threads of their own, so that no long answer is part of another one's cost."""
         for deltas, turns_each in self.sizes.long_turns:
-            self.upstream.script = Script(deltas=deltas)
 
             async def sample(contestant: Contestant, deltas: int = deltas, turns_each: int = turns_each) -> None:
+                kept = self.users.get(contestant.name, [])
+                if contestant.name != BARE:
+                    self.users[contestant.name] = await self.open_users(contestant, 4)
+                self.upstream.script = Script(deltas=deltas)
                 cpu = contestant.cpu_seconds()
-                await self.talk(contestant, 4, turns_each)
+                await self.talk(contestant, 4, turns_each, items=3)
                 cpu = (contestant.cpu_seconds() - cpu) / 4 / turns_each
                 self.results.add(f"CPU ms per turn of {deltas} deltas, 4 clients", contestant.name, cpu * 1000)
+                if contestant.name != BARE:
+                    self.close(self.users[contestant.name])
+                    self.users[contestant.name] = kept
 
-            await self.rounds([OURS, MEMORY, BARE], sample)
+            is_longest = deltas == self.sizes.long_turns[-1][0]  # which says what a delta costs as an answer grows
+            await self.rounds([OURS] if is_longest else [OURS, MEMORY, BARE], sample)
 
     async def paced(self) -> None:
         """Streams of 20 deltas a second: each user says three things, and the first is not counted."""
-        self.upstream.script = Script(gap_seconds=0.05)
+        self.upstream.script = script = Script(gap_seconds=0.05)
         for users in self.sizes.paced:
 
             async def sample(contestant: Contestant, users: int = users) -> None:
                 cpu = contestant.cpu_seconds()
                 answered = await self.talk(contestant, users, 3, stagger_seconds=2.5)
                 cpu = contestant.cpu_seconds() - cpu
-                counted = [each for place, each in enumerate(answered) if place % 3]
-                waits = sorted(answer.first_delta_at - answer.asked_at for _, answer in counted)
-                self._add_waits(f"{users} streams of 20 deltas/s", contestant, waits)
-                name = f"CPU ms per turn, {users} streams of 20 deltas/s"
-                self.results.add(name, contestant.name, cpu / len(answered) * 1000)
+                counted = [answer for place, answer in enumerate(answered) if place % 3]
+                load = f"{users} streams of 20 deltas/s"
+                waits = [answer.first_delta_at - answer.asked_at for answer in counted]
+                self._add_waits(f"to the first delta, {load}", contestant, waits)
+                lasted = script.deltas * script.gap_seconds
+                late = [answer.ended_at - answer.asked_at - lasted for answer in counted]
+                self._add_waits(f"added to a whole answer, {load}", contestant, late)
+                self.results.add(f"CPU ms per turn, {load}", contestant.name, cpu / len(answered) * 1000)
 
             await self.rounds([OURS, MEMORY], sample)
 
-    def _add_waits(self, load: str, contestant: Contestant, waits: list[float]) -> None:
-        """The stand-in waits for nothing, so that all the time to the first delta was added to it."""
-        self.results.add(f"ms to the first delta, {load}, p50", contestant.name, waits[len(waits) // 2] * 1000)
-        self.results.add(f"ms to the first delta, {load}, p99", contestant.name, waits[len(waits) * 99 // 100] * 1000)
+    def _add_waits(self, what: str, contestant: Contestant, waits: list[float]) -> None:
+        """The stand-in waits for nothing but its pauses, so that all time beside them was added to it."""
+        waits = sorted(waits)
+        self.results.add(f"ms {what}, p50", contestant.name, waits[len(waits) // 2] * 1000)
+        self.results.add(f"ms {what}, p99", contestant.name, waits[len(waits) * 99 // 100] * 1000)
+
+    @staticmethod
+    def close(users: list[Client]) -> None:
+        for user in users:
+            user.connection.close()
 
     # --- requests that do not stream ------------------------------------------------------------------------------
 
@@ -233,10 +253,11 @@ class Bench:
             async def sample(contestant: Contestant, operation: str = operation) -> None:
                 async def user(client: Client) -> None:
                     params: dict[str, Any] = {} if operation == "threads.list" else {"thread_id": client.thread_id}
-                    if operation == "threads.update":
-                        params["title"] = "Another title"
                     for _ in range(self.sizes.requests // 8):
-                        await client.connection.send(operation, params)
+                        if operation == "threads.update":
+                            await client.rename(marker())  # another one each time, or there is nothing to store
+                        else:
+                            await client.connection.send(operation, params)
 
                 begin, cpu = clock(), contestant.cpu_seconds()
                 await asyncio.gather(*[user(client) for client in self.users[contestant.name][:8]])
@@ -251,25 +272,33 @@ class Bench:
 
     async def silent(self) -> None:
         """Memory per stream that is open and says nothing, in a process that has been warmed up."""
+        silent = self.sizes.silent
         for _ in range(self.sizes.rounds):
             for name in (OURS, MEMORY, BARE):  # threads of one exchange, and the new message
                 async with self.start(name) as contestant:
-                    self.users[name], kept = [], self.users.get(name, [])
-                    if name != BARE:
-                        self.users[name] = await self.open_users(contestant, self.sizes.silent)
+                    kept = self.users.get(name, [])
+                    if name == BARE:  # as many turns as the others have had when their users have come
+                        self.upstream.script = Script(deltas=1)
+                        await self.talk(contestant, 32, silent // 32, items=1)
+                    else:
+                        self.users[name] = await self.open_users(contestant, silent)
                     self.upstream.script = Script()
                     await self.talk(contestant, 32, 2, items=3)
+                    self.close(self.users.get(name, []))
                     await asyncio.sleep(1)
                     before = contestant.memory_bytes()
-                    self.upstream.script, self.upstream.answers = Script(hangs=True), 0
-                    talking = asyncio.create_task(self.talk(contestant, self.sizes.silent, 1, items=3))
-                    while self.upstream.answers < self.sizes.silent:
+                    answers, self.upstream.script = self.upstream.answers, Script(hangs=True)
+                    talking = asyncio.create_task(self.talk(contestant, silent, 1, items=3))
+                    while self.upstream.answers < answers + silent:
+                        assert not talking.done(), talking.exception()
                         await asyncio.sleep(0.05)
                     await asyncio.sleep(2)  # for what follows the first delta: checkpoints are written each half second
-                    each = (contestant.memory_bytes() - before) / self.sizes.silent
-                    self.results.add("KB per silent stream", name, each / 1000)
-                    for user in self.users[name]:
-                        user.connection.close()
+                    assert not talking.done(), talking.exception()
+                    assert all(user.connection.is_answering for user in self.users.get(name, []))
+                    after = contestant.memory_bytes()
+                    self.results.add("KB per silent stream", name, (after - before) / silent / 1000)
+                    self.results.add(f"MB with {silent} silent streams", name, after / 1e6)
+                    self.close(self.users.get(name, []))
                     contestant.process.kill()
                     talking.cancel()
                     await asyncio.wait({talking})
@@ -315,8 +344,8 @@ class Bench:
         async with self.start(OURS) as contestant:
             self.users[OURS] = await self.open_users(contestant, 32)
             self.upstream.script = Script()
-            tenth = self.sizes.endurance // 10
-            for turns in range(tenth, self.sizes.endurance + 1, tenth):
+            tenth = self.sizes.endurance // 10 // 32 * 32
+            for turns in range(tenth, 10 * tenth + 1, tenth):
                 await self.talk(contestant, 32, tenth // 32)
                 megabytes = contestant.resident_bytes() / 1e6
                 self.results.add("MB resident after turns", f"{turns} turns", megabytes)
@@ -346,6 +375,8 @@ class Bench:
         for items in (few, many):
             await self.direct("build", self.directory / f"{items}.db", items)
         for _ in range(self.sizes.rounds):
+            disk = await self.direct("disk", self.directory / "disk")
+            self.results.add("ms until 4 KB are on the disk", "fsync", disk["milliseconds"])
             wrote = await self.direct("writes", self.directory / "writes.db", self.sizes.writes_each)
             for kind, name in (("together", OURS), ("each", "a commit each")):
                 self.results.add("durable writes a second, 64 writers", name, wrote[kind])
@@ -388,5 +419,4 @@ async def prepared(bench: Bench, groups: list[str]) -> AsyncIterator[None]:
             print(f"bench: prepared in {time.monotonic() - begin:.0f} s", flush=True)
         yield
         for users in bench.users.values():
-            for user in users:
-                user.connection.close()
+            bench.close(users)

@@ -197,13 +197,18 @@ async def standing_in() -> AsyncIterator[Upstream]:
 
 @dataclass
 class Answer:
-    """One response: when it was asked for, when its first delta came (0: it has none), when and how it ended."""
+    """One response: when it was asked for, when its first delta came (0: it has none), when it ended, and its body."""
 
     asked_at: float
     first_delta_at: float = 0.0
     ended_at: float = 0.0
-    failed: bool = False
-    kept: bytearray | None = None
+    body: bytearray = field(default_factory=bytearray)
+
+    def require_turn(self, deltas: int) -> None:
+        """Raise unless this is a whole turn: no error, so many words, and the whole message at its end."""
+        assert b'"type":"error"' not in self.body, f"a turn failed: {self.body.decode()}"
+        said, _, done = self.body.rpartition(b'"type":"thread.item.done"')
+        assert min(said.count(b" word"), done.count(b" word")) >= deltas, f"half a turn: {self.body.decode()}"
 
 
 class _Response(asyncio.Protocol):
@@ -214,7 +219,6 @@ class _Response(asyncio.Protocol):
         self.done: asyncio.Future[Answer] | None = None
         self._head = bytearray()
         self._left: int | None = None
-        self._tail = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -223,21 +227,15 @@ class _Response(asyncio.Protocol):
         if self.done and not self.done.done():
             self.done.set_exception(ConnectionResetError("the contestant closed the connection"))
 
-    def send(self, request: bytes, *, keep: bool) -> asyncio.Future[Answer]:
+    def send(self, request: bytes) -> asyncio.Future[Answer]:
         self.done = asyncio.get_running_loop().create_future()
-        self._head, self._left, self._tail = bytearray(), None, b""
-        self.answer = Answer(clock(), kept=bytearray() if keep else None)
+        self._head, self._left = bytearray(), None
+        self.answer = Answer(clock())
         self.transport.write(request)
         return self.done
 
     def data_received(self, data: bytes) -> None:
         answer = self.answer
-        if answer.kept is not None:
-            answer.kept += data
-        if b'"type":"error"' in data:
-            answer.failed = True
-        if not answer.first_delta_at and b"text_delta" in data:
-            answer.first_delta_at = clock()
         if self._left is None:  # the head is not whole yet
             self._head += data
             head, end, data = bytes(self._head).partition(b"\r\n\r\n")
@@ -245,12 +243,14 @@ class _Response(asyncio.Protocol):
                 return
             assert b" 200 " in head[:16], (head + data).decode()
             self._left = _content_length(head) if b"content-length" in head.lower() else -1
+        answer.body += data
+        if not answer.first_delta_at and b"text_delta" in answer.body:
+            answer.first_delta_at = clock()
         if self._left >= 0:
             self._left -= len(data)
             ended = self._left == 0
         else:
-            self._tail = (self._tail + data)[-7:]
-            ended = self._tail.endswith(b"0\r\n\r\n")
+            ended = answer.body.endswith(b"0\r\n\r\n")
         if ended and self.done and not self.done.done():
             answer.ended_at = clock()
             self.done.set_result(answer)
@@ -268,14 +268,20 @@ class Connection:
         self._port = port
         self._response: _Response | None = None
 
-    async def send(self, type: str, params: dict[str, Any], *, keep: bool = False) -> Answer:
-        """Send a request and return its whole answer. `keep` keeps the bytes."""
+    async def send(self, type: str, params: dict[str, Any]) -> Answer:
+        """Send a request and return its whole answer."""
         if self._response is None or clock() - self._response.answer.ended_at > IDLE_SECONDS:
             self.close()
             loop = asyncio.get_running_loop()
             _, self._response = await loop.create_connection(_Response, "127.0.0.1", self._port)
         body = json.dumps({"type": type, "params": params}).encode()
-        return await self._response.send(HEAD % len(body) + body, keep=keep)
+        return await self._response.send(HEAD % len(body) + body)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether an answer has begun and not ended."""
+        answer = self._response and self._response.answer
+        return bool(answer and answer.first_delta_at and not answer.ended_at)
 
     def close(self) -> None:
         if self._response:
@@ -297,20 +303,30 @@ class Client:
 
     @classmethod
     async def open(cls, port: int) -> "Client":
+        """Return a user whose thread has one exchange, of one word; the caller's script says so."""
         connection = Connection(port)
-        answer = await connection.send("threads.create", {"input": message("turn-0;")}, keep=True)
-        found = re.search(rb'"id":"(thr[^"]+)"', answer.kept or b"")
+        answer = await connection.send("threads.create", {"input": message("turn-0;")})
+        answer.require_turn(1)
+        found = re.search(rb'"id":"(thr[^"]+)"', answer.body)
         client = cls(connection, found.group(1).decode() if found else "")
-        await connection.send("threads.update", {"thread_id": client.thread_id, "title": "A title of the user's"})
+        await client.rename("A title of the user's")
         return client
 
-    async def say(self, text: str, *, keep: bool = False) -> Answer:
+    async def rename(self, title: str) -> None:
+        answer = await self.connection.send("threads.update", {"thread_id": self.thread_id, "title": title})
+        assert title.encode() in answer.body, f"not renamed: {answer.body.decode()}"
+
+    async def say(self, text: str, deltas: int) -> Answer:
+        """Return the answer, which has so many deltas or raises."""
         params = {"thread_id": self.thread_id, "input": message(text)}
-        answer = await self.connection.send("threads.add_user_message", params, keep=keep)
-        assert answer.first_delta_at > 0, "a turn without an answer"
-        assert not answer.failed, "a turn failed"
+        answer = await self.connection.send("threads.add_user_message", params)
+        answer.require_turn(deltas)
         return answer
 
-    async def say_all(self, markers: Sequence[str]) -> list[tuple[str, Answer]]:
+    async def say_all(self, markers: Sequence[str], deltas: int) -> list[Answer]:
         """Say one after the other, each when the one before is answered."""
-        return [(text, await self.say(text)) for text in markers]
+        answers = []
+        for text in markers:
+            answers.append(await self.say(text, deltas))
+            answers[-1].body.clear()  # there may be thousands
+        return answers

@@ -1,12 +1,14 @@
 """Measures the service beside what people would use instead: `python3 bench/run.py [--quick] [--only GROUP,…]`.
 
 It makes a virtual environment with the locked packages and those of bench/requirements.lock, pins what is measured to
-one core and the load to another, prints a table, and, when everything was measured in full, writes bench/RESULTS.md.
-Everything in full takes about 40 minutes, and wants a machine that does nothing else.
+one core and the load to another, prints a table, and, when everything was measured in full, writes bench/RESULTS.md,
+which says too what of the full run before it was found again. It runs on Linux with two cores or more; everything in
+full takes about 45 minutes, and wants a machine that does nothing else.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import resource
 import subprocess
@@ -17,16 +19,23 @@ from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
 ENVIRONMENT = BENCH.parent / ".venv-bench"
+LAST_RUN = ENVIRONMENT / "results.json"
+ROUNDS = 5
+"""Fewer are nothing to quote."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the service beside what people would use instead.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="little of everything, in three minutes: nothing to quote")
     parser.add_argument(
         "--only", default="", help="some alone: turns,long,paced,requests,silent,start,workers,store,endurance"
     )
     parser.add_argument("--rounds", type=int, help="samples of each figure")
     options = parser.parse_args()
+    if (BENCH.parent / ".env").exists():
+        raise SystemExit("bench: move .env away; the service would be measured with its settings.")
+    if len(os.sched_getaffinity(0)) < 2:
+        raise SystemExit("bench: this needs two cores, one for what is measured and one for the load.")
     if Path(sys.prefix) != ENVIRONMENT:
         python = ENVIRONMENT / "bin" / "python"
         install(python)
@@ -66,7 +75,7 @@ async def measure(options: argparse.Namespace) -> None:
         raise SystemExit(f"bench: there is no {', '.join(unknown)}; there are {', '.join(GROUPS)}.")
     results, begin = Results(), time.monotonic()
     try:
-        with tempfile.TemporaryDirectory(prefix="chatkit-bench-") as directory:
+        with tempfile.TemporaryDirectory(dir=ENVIRONMENT) as directory:  # on a disk: /tmp may be none
             async with standing_in() as upstream:
                 bench = Bench(sizes, results, upstream, Path(directory))
                 async with prepared(bench, groups):
@@ -75,10 +84,12 @@ async def measure(options: argparse.Namespace) -> None:
                         await GROUPS[group][0](bench)
                         print(f"bench: {group} in {time.monotonic() - started:.0f} s", flush=True)
     finally:  # what was measured before an interruption is worth reading
-        table = report(results, (time.monotonic() - begin) / 60)
-        print(table)
-    if not (options.quick or options.only):
-        (BENCH / "RESULTS.md").write_text(table, encoding="utf-8")
+        minutes = (time.monotonic() - begin) / 60
+        print(report(results, minutes))
+    if not (options.quick or options.only) and sizes.rounds >= ROUNDS:
+        before = Results(json.loads(LAST_RUN.read_text())) if LAST_RUN.exists() else None
+        (BENCH / "RESULTS.md").write_text(report(results, minutes, before), encoding="utf-8")
+        LAST_RUN.write_text(json.dumps(results.samples))
 
 
 if __name__ == "__main__":

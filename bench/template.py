@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from contestants import serve
 
-HISTORY_ITEMS = 20
+HISTORY_ITEMS = 21
 
 Context = dict[str, Any]
 

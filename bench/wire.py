@@ -11,15 +11,14 @@ from starlette.routing import Route
 
 from contestants import serve
 
-STREAM = Path(os.environ["BENCH_STREAM"])
+EVENTS = [event + b"\n\n" for event in Path(os.environ["BENCH_STREAM"]).read_bytes().split(b"\n\n") if event]
 
 
 async def chatkit(request: Request) -> Response:
     await request.body()
-    events = [event + b"\n\n" for event in STREAM.read_bytes().removesuffix(b"\n\n").split(b"\n\n")]
 
     async def send() -> AsyncIterator[bytes]:
-        for event in events:
+        for event in EVENTS:
             yield event
 
     return StreamingResponse(send(), media_type="text/event-stream")
