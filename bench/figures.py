@@ -63,6 +63,11 @@ QUICK = Sizes(
 )
 
 
+def hang_up(users: list[Client]) -> None:
+    for user in users:
+        user.connection.close()
+
+
 class Bench:
     """The contestants that serve, with as many users each as any figure needs."""
 
@@ -208,7 +213,7 @@ class Bench:
                 cpu = (contestant.cpu_seconds() - cpu) / 4 / turns_each
                 self.results.add(f"CPU ms per turn of {deltas} deltas, 4 clients", contestant.name, cpu * 1000)
                 if contestant.name != BARE:
-                    self.close(self.users[contestant.name])
+                    hang_up(self.users[contestant.name])
                     self.users[contestant.name] = kept
 
             is_longest = deltas == self.sizes.long_turns[-1][0]  # which says what a delta costs as an answer grows
@@ -239,11 +244,6 @@ class Bench:
         waits = sorted(waits)
         self.results.add(f"ms {what}, p50", contestant.name, waits[len(waits) // 2] * 1000)
         self.results.add(f"ms {what}, p99", contestant.name, waits[len(waits) * 99 // 100] * 1000)
-
-    @staticmethod
-    def close(users: list[Client]) -> None:
-        for user in users:
-            user.connection.close()
 
     # --- requests that do not stream ------------------------------------------------------------------------------
 
@@ -276,7 +276,7 @@ class Bench:
         for _ in range(self.sizes.rounds):
             for name in (OURS, MEMORY, BARE):  # threads of one exchange, and the new message
                 async with self.start(name) as contestant:
-                    kept = self.users.get(name, [])
+                    kept, self.users[name] = self.users.get(name, []), []
                     if name == BARE:  # as many turns as the others have had when their users have come
                         self.upstream.script = Script(deltas=1)
                         await self.talk(contestant, 32, silent // 32, items=1)
@@ -284,7 +284,7 @@ class Bench:
                         self.users[name] = await self.open_users(contestant, silent)
                     self.upstream.script = Script()
                     await self.talk(contestant, 32, 2, items=3)
-                    self.close(self.users.get(name, []))
+                    hang_up(self.users[name])
                     await asyncio.sleep(1)
                     before = contestant.memory_bytes()
                     answers, self.upstream.script = self.upstream.answers, Script(hangs=True)
@@ -294,11 +294,11 @@ class Bench:
                         await asyncio.sleep(0.05)
                     await asyncio.sleep(2)  # for what follows the first delta: checkpoints are written each half second
                     assert not talking.done(), talking.exception()
-                    assert all(user.connection.is_answering for user in self.users.get(name, []))
+                    assert all(user.connection.is_answering for user in self.users[name])
                     after = contestant.memory_bytes()
                     self.results.add("KB per silent stream", name, (after - before) / silent / 1000)
                     self.results.add(f"MB with {silent} silent streams", name, after / 1e6)
-                    self.close(self.users.get(name, []))
+                    hang_up(self.users[name])
                     contestant.process.kill()
                     talking.cancel()
                     await asyncio.wait({talking})
@@ -419,4 +419,4 @@ async def prepared(bench: Bench, groups: list[str]) -> AsyncIterator[None]:
             print(f"bench: prepared in {time.monotonic() - begin:.0f} s", flush=True)
         yield
         for users in bench.users.values():
-            bench.close(users)
+            hang_up(users)

@@ -3,7 +3,7 @@
 It makes a virtual environment with the locked packages and those of bench/requirements.lock, pins what is measured to
 one core and the load to another, prints a table, and, when everything was measured in full, writes bench/RESULTS.md,
 which says too what of the full run before it was found again. It runs on Linux with two cores or more; everything in
-full takes about 45 minutes, and wants a machine that does nothing else.
+full takes about 35 minutes, and wants a machine that does nothing else.
 """
 
 import argparse
