@@ -403,7 +403,7 @@ def test_an_idle_service_ends_at_once_and_well(number: int, model: StandIn, data
     with process(tmp_path, **probing(model, database)) as running:
         running.create()
         seconds = ended_after(running, number, [])
-    assert (running.process.returncode, seconds < 8) == (0, True), f"{seconds:.2f} s\n{running.log}"
+    assert (running.process.returncode, seconds < 3) == (0, True), f"{seconds:.2f} s\n{running.log}"
 
 
 def test_several_workers_end_together_and_leave_no_process_behind(
