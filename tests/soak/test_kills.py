@@ -26,8 +26,10 @@ Item = dict[str, Any]
 class Witness:
     """Clients that load a service until it dies, and remember what it had told them, and when."""
 
-    def __init__(self, chance: random.Random):
+    def __init__(self, chance: random.Random, doomed: str = ""):
         self.chance = random.Random(chance.random())
+        self.doomed = doomed
+        """How `x-replica` ends in the answers of the service that is killed, where a proxy stands before several."""
         self.answered: list[str] = []
         """Threads whose turn had ended, as their clients saw."""
         self.done: dict[str, Item] = {}
@@ -73,7 +75,7 @@ class Witness:
             while not stream.ended:
                 stream.read(0.05)
                 seen_at.append((time.monotonic(), len(stream.seen)))
-                if sure(seen_at) > 6:  # words of the answer among them
+                if sure(seen_at) > 6 and stream.header("x-replica").endswith(self.doomed):  # 6: words among them
                     self.answering.set()
         self.streams.append(stream)
         if stream.status != 200:

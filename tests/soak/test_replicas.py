@@ -82,7 +82,7 @@ def test_a_replica_that_is_killed_takes_nothing_with_it_that_was_seen_and_distur
     replicas: Replicas, model: StandIn, postgres: PostgresDatabase, tmp_path: Path
 ) -> None:
     model.otherwise = [Echo(gap=0.03)]
-    witness, over, kills = Witness(random.Random()), threading.Event(), 0
+    witness, over, kills = Witness(random.Random(), doomed=f":{replicas.ports[1]}"), threading.Event(), 0
     with ExitStack() as stack:
         stays = stack.enter_context(replicas.run(0))
         restarted = stack.enter_context(replicas.run(1))
@@ -92,8 +92,7 @@ def test_a_replica_that_is_killed_takes_nothing_with_it_that_was_seen_and_distur
             enough = min(len(witness.streams) + TURNS_A_KILL, max(len(witness.streams), TURNS))
             eventually(lambda enough=enough: len(witness.streams) >= enough, 120, "so many turns")
             witness.answering.clear()
-            assert witness.answering.wait(60)
-            time.sleep(2)  # until both replicas are in the midst of answers
+            assert witness.answering.wait(120)  # nginx gives a replica that failed nothing for 10 s
             restarted.kill()
             kills += 1
             restarted = stack.enter_context(replicas.run(1))
