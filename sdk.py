@@ -14,7 +14,7 @@ import httpx2
 from agents import RawResponsesStreamEvent, StreamEvent
 from chatkit.agents import AgentContext, ResponseStreamConverter
 from chatkit.types import ChatKitReq, ThreadItem, ThreadItemAddedEvent, ThreadStreamEvent
-from openai import APIError, AsyncOpenAI
+from openai import APIError, AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, Field, PrivateAttr, TypeAdapter, ValidationError
@@ -197,7 +197,7 @@ class OpenAIClient(AsyncOpenAI):
     @cached_property
     def chat(self) -> "AsyncChat":
         chat = super().chat
-        _unexamined(chat.completions, "messages")
+        _read_whole(_unexamined(chat.completions, "messages"))
         return chat
 
     def _process_response_data(self, *, data: object, cast_to: type[T], response: httpx2.Response) -> T:
@@ -205,7 +205,6 @@ class OpenAIClient(AsyncOpenAI):
         if (adapter := _event_adapter(kind)) is not None:
             with suppress(ValidationError):
                 event: T = adapter.validate_python(data)
-                _require_whole(event, response)
                 return event
         return super()._process_response_data(data=data, cast_to=cast_to, response=response)
 
@@ -214,11 +213,28 @@ CUT_OFF = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why Chat Completions ends an answer in the middle, and the Responses API's word for it."""
 
 
-def _require_whole(event: object, response: httpx2.Response) -> None:
-    """Raise where the answer ends in the middle: the Agents SDK (0.24) says nothing of it once a word was said."""
-    for choice in event.choices if isinstance(event, ChatCompletionChunk) else ():
-        if choice.finish_reason in CUT_OFF:
-            raise APIError("cut off", response.request, body={"code": CUT_OFF[choice.finish_reason]})
+def _read_whole(completions: T) -> None:
+    """Have an answer that ends in the middle fail: the Agents SDK (0.24) says nothing of it once a word was said."""
+    reading: Any = completions
+    create: Callable[..., Awaitable[Any]] = reading.create
+
+    async def create_whole(**arguments: Any) -> Any:
+        answer = await create(**arguments)
+        if isinstance(answer, AsyncStream):
+            answer._iterator = _whole(answer._iterator, answer.response)
+        return answer
+
+    reading.create = create_whole
+
+
+async def _whole(answer: AsyncIterator[ChatCompletionChunk], response: httpx2.Response) -> AsyncIterator[Any]:
+    reading: Any = answer
+    async with aclosing(reading) as chunks:
+        async for chunk in chunks:
+            yield chunk  # the last one may have words, too
+            for choice in chunk.choices:
+                if choice.finish_reason in CUT_OFF:
+                    raise APIError("cut off", response.request, body={"code": CUT_OFF[choice.finish_reason]})
 
 
 def _unexamined(resource: T, name: str) -> T:

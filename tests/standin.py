@@ -109,9 +109,10 @@ class FailLater:
 
 @dataclass(frozen=True)
 class CutOff:
-    """End the answer for this reason of the Responses API's, before it is whole."""
+    """End the answer for this reason of the Responses API's, before it is whole, with these as the last words."""
 
     reason: str
+    words: str
 
 
 Step = Say | Echo | Begin | Wait | Call | Reason | Refuse | Hang | Break | Garbage | Fail | FailLater | CutOff
@@ -399,9 +400,11 @@ class _Responses(_Wire):
                 yield from self._item(index, item, {**item, "arguments": ""})
             case Reason(text=text):
                 yield from self._reasoning(index, text)
-            case CutOff(reason=reason):
+            case CutOff(reason=reason, words=words):
+                at = {"item_id": "msg_1", "output_index": index, "content_index": 0}
+                delta = self._event("response.output_text.delta", delta=words, logprobs=[], **at)
                 response = {**self._response("incomplete"), "incomplete_details": {"reason": reason}}
-                yield self._event("response.incomplete", response=response)
+                yield delta + self._event("response.incomplete", response=response)
             case FailLater(code=code):
                 yield self._event("error", code=code, message="the provider's own words", param=None)
 
@@ -493,8 +496,9 @@ class _ChatCompletions(_Wire):
                 function = {"name": tool, "arguments": json.dumps(arguments)}
                 call = {"index": next(self._calls), "id": call_id, "type": "function", "function": function}
                 yield self._chunk({"tool_calls": [call]})
-            case CutOff(reason=reason):
-                self._finish = "length" if reason == "max_output_tokens" else reason
+            case CutOff(reason=reason, words=words):
+                finish = "length" if reason == "max_output_tokens" else reason
+                yield self._chunk({"content": words}, finish)
             case FailLater(code=code):
                 yield f"data: {json.dumps({'error': {'message': 'own words', 'code': code}})}\n\n".encode()
 

@@ -133,7 +133,7 @@ def test_an_answer_that_the_provider_cuts_off_is_kept_and_said_to_be_cut_off(
 ) -> None:
     with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
         for reason, words in {"max_output_tokens": "cut off", "content_filter": "does not let it"}.items():
-            model.will(Begin("Half an answer"), Wait(0.5), CutOff(reason))
+            model.will(Begin("Half an"), CutOff(reason, words=" answer"))
             events = client.create("Tell me everything")
             [error] = errors_of(events)
             assert words in error["message"]
