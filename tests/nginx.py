@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 
-from service import ROOT, eventually, listening_socket
+from service import ROOT, eventually, free_port
 
 
 @contextmanager
@@ -21,8 +21,7 @@ def nginx(folder: Path, ports: Sequence[int]) -> Iterator[str]:
     """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     assert program, "nginx is missing. On Debian: apt-get install nginx"
-    with listening_socket() as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     [block] = re.findall(r"^```\n(upstream chatkit .*?)^```", readme, re.MULTILINE | re.DOTALL)
     servers = " ".join(f"server 127.0.0.1:{port};" for port in ports)

@@ -14,14 +14,14 @@ from typing import Any
 
 import psycopg
 
-from service import eventually, listening_socket
+from service import eventually, free_port
 
 
 class PostgresServer:
     """A server of its own, in a new folder, on a free port of this machine; what it has committed is on the disk."""
 
     def __init__(self, folder: Path):
-        self.port = _free_port()
+        self.port = free_port()
         self.url = self.url_of("postgres")
         self.is_running = False
         self._folder = folder
@@ -93,7 +93,7 @@ def pgbouncer(server: PostgresServer, pool_size: int) -> Iterator[str]:
     """Start a PgBouncer in transaction mode before the server, with so many connections to it; yield its address."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     assert program, "PgBouncer is missing. On Debian: apt-get install pgbouncer"
-    port = _free_port()
+    port = free_port()
     with _folder("pgbouncer") as folder:
         (folder / "pgbouncer.ini").write_text(
             f"[databases]\npostgres = host=127.0.0.1 port={server.port} user=postgres\n"
@@ -152,9 +152,3 @@ def _folder(name: str) -> Iterator[Path]:
             nobody = pwd.getpwnam("nobody")
             os.chown(path, nobody.pw_uid, nobody.pw_gid)
         yield Path(path)
-
-
-def _free_port() -> int:
-    with listening_socket() as listener:
-        port: int = listener.getsockname()[1]
-        return port

@@ -47,6 +47,19 @@ def listening_socket() -> socket.socket:
     return listener
 
 
+def free_port() -> int:
+    """Return a port for a server that is yet to start, or to start again: nobody else is given it meanwhile.
+
+    It stays bound here. Who asks for this very port with SO_REUSEADDR, as servers do, gets it all the same.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    port: int = holder.getsockname()[1]
+    holder.detach()
+    return port
+
+
 @contextmanager
 def serving(app: Any, listener: socket.socket | None = None, **options: Any) -> Iterator[str]:
     """Serve an ASGI app on a thread of its own and yield its address."""

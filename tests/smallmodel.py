@@ -23,6 +23,7 @@ def serve(port: int) -> None:
     params = xllamacpp.CommonParams()
     [params.model.path] = map(str, Path(package.origin).parent.glob("*.gguf"))
     params.n_ctx, params.n_parallel, params.port = 8192, 2, port
+    params.sampling.temp = 0  # the likeliest words, each time the same
     server = xllamacpp.Server(params)
     print(f"serving on {server.listening_address}/v1", flush=True)
     while True:

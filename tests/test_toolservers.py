@@ -1,6 +1,5 @@
 """The tools of a real MCP server: listed, called through the agent, left out while it is down, and back by itself."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import pytest
 
 from conftest import probing
 from issuer import Issuer
-from service import Client, InProcess, errors_of, eventually, fold, message, run, service, text_of, thread_of
+from service import Client, InProcess, errors_of, eventually, fold, free_port, message, run, service, text_of, thread_of
 from standin import Call, Say, StandIn
 
 SERVER = Path(__file__).with_name("toolserver.py")
@@ -54,9 +53,7 @@ class ToolServerProcess:
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture
@@ -124,9 +121,7 @@ def test_of_a_long_result_the_beginning_is_remembered(tools: ToolServerProcess, 
 def test_tools_that_two_servers_name_alike_are_told_apart(
     tmp_path: Path, tools: ToolServerProcess, model: StandIn
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        second = ToolServerProcess(free.getsockname()[1])
+    second = ToolServerProcess(free_port())
     urls = f"{tools.url},{second.url}"
     with second, service(**probing(model, tmp_path / "chatkit.db", MCP_SERVER_URL=urls)) as client:
         assert not errors_of(client.create("Hello"))
@@ -297,9 +292,7 @@ def test_check_lists_the_tools_or_says_that_the_server_does_not_answer(tmp_path:
 
 
 def test_check_says_which_tools_two_servers_name_alike_and_no_secret_of_an_address(tmp_path: Path, port: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        other = int(free.getsockname()[1])
+    other = free_port()
     with ToolServerProcess(port), ToolServerProcess(other):
         urls = f"http://127.0.0.1:{port}/mcp?key=secret,http://127.0.0.1:{other}/mcp"
         found = run(tmp_path, "check", MCP_SERVER_URL=urls)

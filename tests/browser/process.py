@@ -26,6 +26,7 @@ from chatkit.types import (
 )
 
 from context import LOCAL_USER, RequestContext
+from service import free_port
 from store import open_store
 from warm import Forked
 
@@ -39,7 +40,7 @@ class Service:
         self.url = ""
         self._settings = settings
         self._process: Forked | None = None
-        self._port = "0"
+        self._port = str(free_port())  # to which it comes back
 
     def start(self) -> None:
         environ = {

@@ -33,7 +33,8 @@ class StandIn:
         """What every request is refused with."""
         self.raw_stream: bytes | None = None
         """What a message is answered with, instead of an echo."""
-        self.upload_seconds = 0.0
+        self.holds_uploads = False
+        """Whether the bytes of files are not answered for the time being."""
         self.requests: list[dict[str, Any]] = []
         self.uploads: dict[str, bytes] = {}
         self.deleted: list[str] = []
@@ -99,7 +100,8 @@ class StandIn:
 
     async def receive(self, request: Request) -> Response:
         body = await request.body()
-        await asyncio.sleep(self.upload_seconds)
+        while self.holds_uploads:
+            await asyncio.sleep(0.01)
         if b"refuse" in body:
             return JSONResponse({"code": "too_large", "message": "There is no room for it."}, 413)
         self.uploads[request.path_params["id"]] = body

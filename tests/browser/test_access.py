@@ -58,6 +58,7 @@ def test_on_a_phone_the_list_is_a_drawer(phone: Chat, service: Service) -> None:
     thread_id = service.say("say from the drawer")
     phone.page.reload()
     row = phone.page.locator(f'[data-thread="{thread_id}"] a')
+    expect(row).to_be_attached()  # by then the page takes clicks
     expect(row).to_be_hidden()
     phone.button("Conversations").tap()
     expect(row).to_be_visible()
@@ -109,6 +110,7 @@ def test_a_conversation_needs_no_mouse(chat: Chat) -> None:
     keyboard.type("buttons")
     keyboard.press("Enter")
     expect(chat.widget).to_be_visible()
+    expect(chat.stop).to_be_hidden()  # the next turn begins when this one is over
     expect(chat.message).to_be_focused()
     for _ in range(12):  # back from the message field, over the tail and the last buttons of the widget
         keyboard.press("Shift+Tab")

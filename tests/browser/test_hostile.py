@@ -100,6 +100,7 @@ def test_markdown_that_is_slow_to_read_does_not_hold_the_page_up(browser_context
         chat = Chat(browser_context.new_page(), service.url).open()
         chat.begin("hello")
         expect(chat.button("Copy answer")).to_be_visible()
+        expect(chat.stop).to_be_hidden()
         service.raw_stream = None
         chat.begin("again")
         expect(chat.answer).to_contain_text("Received.")
@@ -131,8 +132,7 @@ def test_an_unreadable_stream_breaks_nothing(browser_context: BrowserContext, st
     with standing_in(PageSettings()) as service:
         service.raw_stream = stream
         chat = Chat(browser_context.new_page(), service.url).open()
-        chat.begin("hello")
-        expect(chat.stop).to_be_hidden()
+        chat.say("hello")
         service.raw_stream = None
         chat.message.fill("again")
         chat.message.press("Enter")

@@ -22,7 +22,7 @@ def uploads() -> Iterator[StandIn]:
 @pytest.fixture
 def page(browser_context: BrowserContext, uploads: StandIn) -> Iterator[Page]:
     uploads.requests.clear()
-    uploads.upload_seconds = 0
+    uploads.holds_uploads = False
     chat = new_chat(browser_context, uploads.url).open()
     yield chat.page
     assert chat.problems == []
@@ -101,11 +101,12 @@ def test_a_file_that_is_dropped_where_nothing_takes_it_does_not_replace_the_page
 
 
 def test_nothing_is_sent_before_the_upload_is_over(page: Page, uploads: StandIn) -> None:
-    uploads.upload_seconds = 0.7
+    uploads.holds_uploads = True
     attach(page, PICTURE)
     page.get_by_role("textbox").fill("look")
     expect(page.get_by_role("progressbar", name="Uploading dot.png")).to_be_visible()
     expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    uploads.holds_uploads = False
     uploaded(page)
     expect(page.get_by_role("button", name="Send")).to_be_enabled()
 

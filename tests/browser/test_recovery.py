@@ -68,6 +68,7 @@ def test_a_tab_that_found_the_thread_busy_shows_the_answer_when_it_is_over(
 ) -> None:
     chat.say("say first")
     second = new_chat(browser_context, chat.url).open(chat.thread_id)
+    expect(second.button("Answer again")).to_be_visible()  # it has loaded the thread, which is idle
     chat.begin("steps held")
     expect(chat.page.locator("article.workflow")).to_have_count(1)
     second.button("Answer again").click()

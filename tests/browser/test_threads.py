@@ -154,13 +154,17 @@ def test_the_way_back_leads_past_a_thread_that_does_not_exist(chat: Chat, servic
 def test_an_answer_goes_on_while_another_thread_is_looked_at(chat: Chat, service: Service) -> None:
     other = service.say("say other")
     chat.open()
-    chat.begin("slow 15")
-    expect(chat.answer).to_contain_text("word1")
+    chat.begin("reasoning held")
+    workflow = chat.page.locator("article.workflow")
+    expect(workflow.locator("summary")).to_have_text("Thinking …")
     slow = chat.thread_id
     chat.page.locator(f'[data-thread="{other}"] a').click()
     expect(chat.answer).to_contain_text("other")
     expect(chat.page.locator(f'[data-thread="{slow}"]')).to_contain_text("answering")
+    service.say("go")
     chat.page.locator(f'[data-thread="{slow}"] a').click()
-    expect(chat.answer).to_contain_text("word14")
+    expect(workflow.get_by_text("Tea needs hot water.")).to_be_visible()
+    service.say("go")
+    expect(workflow.locator("summary")).to_contain_text("Thought for")
     expect(chat.stop).to_be_hidden()
     assert len(service.items(slow)) == 2

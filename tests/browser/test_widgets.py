@@ -48,6 +48,7 @@ def test_a_widget_that_waits_as_a_whole_is_out_of_reach_meanwhile(chat: Chat, se
     assert chat.widget.evaluate("widget => widget.inert")
     service.say("go")
     expect(chat.widget).to_contain_text('wait: {"n": 3}')
+    expect(chat.stop).to_be_hidden()
     assert not chat.widget.evaluate("widget => widget.inert")
 
 

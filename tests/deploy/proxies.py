@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from documents import blocks_of
-from service import ROOT, Client, eventually, is_reachable, listening_socket, tls_trusting
+from service import ROOT, Client, eventually, free_port, is_reachable, tls_trusting
 
 DOCUMENT = (ROOT / "docs" / "proxies.md").read_text(encoding="utf-8")
 
@@ -44,8 +44,7 @@ class Site:
 
 def nginx(site: Site) -> list[str | Path]:
     timeout = "proxy_read_timeout 10m"
-    with listening_socket() as free:
-        plain = free.getsockname()[1]
+    plain = free_port()
     conf = (ROOT / "deploy" / "nginx.conf").read_text(encoding="utf-8")
     for old, new in (
         ("    listen [::]:80;\n", ""),
@@ -145,8 +144,7 @@ def proxy(
     under_prefix: bool = False,
 ) -> Iterator[Client]:
     """Run the proxy before the two, and yield a client of its address."""
-    with listening_socket() as free:
-        port = free.getsockname()[1]
+    port = free_port()
     _write_certificate(folder)
     addresses = (service.url.removeprefix("http://"), frontend.removeprefix("http://"))
     site = Site(folder, port, *addresses, timeout_seconds, under_prefix)

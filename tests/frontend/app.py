@@ -1,13 +1,14 @@
 """The Next.js app as its Containerfile builds and starts it, and somebody who visits it."""
 
+import fcntl
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from urllib.request import urlopen
 
 from playwright.sync_api import BrowserContext, ConsoleMessage, Request, Route, expect
 
-from service import ROOT, eventually
+from service import ROOT, eventually, free_port
 
 FRONTEND = ROOT / "frontend"
 PANEL_SCRIPT = "https://cdn.platform.openai.com/deployments/chatkit/chatkit.js"
@@ -24,6 +25,8 @@ SERVED = re.compile(r"/(api/)?(chatkit|attachments(/[^/]+)?)")
 """The paths that a proxy hands to the service. A page must need nothing else of it."""
 PASSWORD = "a long password"
 SECRET = "a secret of the tests, of more than 32 characters"
+ADDRESSES = count(1)
+"""The last bytes of the visitors' addresses."""
 
 
 def npm(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -33,18 +36,22 @@ def npm(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=FRONTEND, env=environ, capture_output=True, text=True, timeout=600, check=False)
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Have the app's folder alone: another process of the suite may want to build or to check what is in it."""
+    with (FRONTEND / "package.json").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
 def build(folder: Path) -> None:
     """Build the app and put together in the folder what the Containerfile puts into the image."""
-    made = npm("run", "build", STANDALONE="1")
-    assert made.returncode == 0, made.stdout + made.stderr
-    containerfile = (FRONTEND / "Containerfile").read_text(encoding="utf-8")
-    for source, target in re.findall(r"^COPY --from=build /app/(\S+) \./(\S*)$", containerfile, re.MULTILINE):
-        shutil.copytree(FRONTEND / source, folder / target, symlinks=True, dirs_exist_ok=True)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    with alone():
+        made = npm("run", "build", STANDALONE="1")
+        assert made.returncode == 0, made.stdout + made.stderr
+        containerfile = (FRONTEND / "Containerfile").read_text(encoding="utf-8")
+        for source, target in re.findall(r"^COPY --from=build /app/(\S+) \./(\S*)$", containerfile, re.MULTILINE):
+            shutil.copytree(FRONTEND / source, folder / target, symlinks=True, dirs_exist_ok=True)
 
 
 @dataclass
@@ -118,6 +125,8 @@ class Visitor:
     """Addresses that were asked for and are neither the app's nor the service's."""
 
     def __post_init__(self) -> None:
+        # Better Auth takes three sign-ins and sign-ups in ten seconds from one address.
+        self.context.set_extra_http_headers({"x-forwarded-for": f"192.0.2.{next(ADDRESSES)}"})
         self.context.route(f"{self.app.service_url}/**", self._hand_on)
         self.context.route(PANEL_SCRIPT, lambda route: route.fulfill(body=PANEL, content_type="text/javascript"))
         self.new_tab()

@@ -10,7 +10,8 @@ from playwright.sync_api import Browser
 from browser.chat_page import chromium
 from browser.process import Service
 from browser.process import running as service_running
-from frontend.app import App, Visitor, build, free_port, running
+from frontend.app import App, Visitor, build, running
+from service import free_port
 
 
 @pytest.fixture(scope="package")

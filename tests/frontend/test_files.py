@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from frontend.app import FRONTEND, npm
+from frontend.app import FRONTEND, alone, npm
 from service import ROOT
 from settings import Settings, load_environ
 
@@ -14,7 +14,8 @@ GUIDE = (ROOT / "docs" / "frontend.md").read_text(encoding="utf-8")
 
 
 def test_the_types_are_right() -> None:
-    checked = npm("run", "typecheck")
+    with alone():
+        checked = npm("run", "typecheck")
     assert checked.returncode == 0, checked.stdout
 
 
@@ -25,11 +26,12 @@ def test_the_panels_options_are_checked_against_the_published_types(right: str, 
     options = (FRONTEND / "lib" / "options.ts").read_text(encoding="utf-8")
     assert options.count(right) == 1
     copy = FRONTEND / "lib" / "options-of-a-test.ts"
-    copy.write_text(options.replace(right, wrong), encoding="utf-8")
-    try:
-        checked = npm("exec", "tsc", "--", "--noEmit")
-    finally:
-        copy.unlink()
+    with alone():
+        copy.write_text(options.replace(right, wrong), encoding="utf-8")
+        try:
+            checked = npm("exec", "tsc", "--", "--noEmit")
+        finally:
+            copy.unlink()
     assert checked.returncode != 0
     errors = re.findall(r"^(\S+)\(\d+,\d+\): error", checked.stdout, re.MULTILINE)
     assert errors == ["lib/options-of-a-test.ts"]

@@ -12,7 +12,7 @@ from machine import Machine, booted, copy_code
 from clients import Stream
 from deploy.talk import talk
 from documents import blocks_of
-from service import ROOT, Client, eventually, is_up, listening_socket, text_of, thread_of
+from service import ROOT, Client, eventually, free_port, is_up, text_of, thread_of
 from standin import Say, StandIn
 
 pytestmark = pytest.mark.soak
@@ -29,8 +29,7 @@ def machine() -> Iterator[Machine]:
 @pytest.fixture(scope="module")
 def url(machine: Machine, running_model: StandIn) -> str:
     """The service's address, once it is installed as the document says, but for its port and its settings."""
-    with listening_socket() as free:
-        port = free.getsockname()[1]
+    port = free_port()
     sections = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     install, settings, secrets, start, *_ = blocks_of(sections.partition("## Install under systemd")[2])
     copy_code(ROOT, machine.root / "opt" / "chatkit-0.1.0")

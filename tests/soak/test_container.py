@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from documents import blocks_of
-from service import ROOT, Client, eventually, is_up, listening_socket, thread_of
+from service import ROOT, Client, eventually, free_port, is_up, thread_of
 
 pytestmark = pytest.mark.soak
 
@@ -82,8 +82,7 @@ def container(image: str, podman: list[str], tmp_path: Path) -> Iterator[Contain
     hardened = [word for word in words if word in ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges")]
     assert len(hardened) == 3
     name = f"chatkit-{os.getpid()}"
-    with listening_socket() as free:
-        port = free.getsockname()[1]
+    port = free_port()
     options = ["--network", "host", "--no-healthcheck", "--read-only-tmpfs=false", "--volume", f"{name}:/data"]
     environ = ["-e", f"PORT={port}", "-e", "ALLOW_ANONYMOUS=1", "-e", "HOST=127.0.0.1"]
     run(*podman, "run", "-d", "--name", name, *hardened, *options, *environ, image)

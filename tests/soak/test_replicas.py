@@ -23,7 +23,7 @@ from service import (
     errors_of,
     eventually,
     fold,
-    listening_socket,
+    free_port,
     message,
     process,
     text_of,
@@ -59,12 +59,6 @@ class Replicas:
 
     def log(self) -> str:
         return "".join((folder / "service.log").read_text(encoding="utf-8") for folder in self._folders)
-
-
-def free_port() -> int:
-    with listening_socket() as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture
