@@ -148,8 +148,10 @@ def client(answering: Client, model: StandIn) -> Client:
 
 
 def rows(database: Path) -> list[str]:
-    """Return all that is stored."""
+    """Return all that is stored, once there is nothing more to come: titles come beside the answers."""
     with sqlite3.connect(database) as db:
+        untitled = "SELECT * FROM threads WHERE title IS NULL"
+        eventually(lambda: not db.execute(untitled).fetchall(), what="the titles of all threads")
         return [line for line in db.iterdump() if not line.startswith('INSERT INTO "sequence"')]
 
 
