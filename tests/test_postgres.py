@@ -675,8 +675,9 @@ async def test_a_process_has_no_more_connections_than_it_may_have(postgres: Post
         thread_id = await make_thread(store)
         with held(postgres, "LOCK TABLE @threads"):
             asked = asyncio.gather(*[store.load_thread(thread_id, alice()) for _ in range(30)])
-            await asyncio.sleep(0.5)
             count = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}'"
+            await until_none(postgres, f"SELECT 1 WHERE ({count}) < 3")
+            await asyncio.sleep(0.5)
             assert postgres.query(count) == [(3,)]
         assert len(await asked) == 30
         assert postgres.query(count) == [(3,)]
