@@ -1,6 +1,7 @@
 """Moving all that is stored into another database, and backups, which are copies into a file."""
 
 import asyncio
+import fcntl
 import os
 import re
 import signal
@@ -435,24 +436,26 @@ async def test_a_copy_that_was_killed_half_way_is_complete_when_it_is_run_again(
 
 
 class Copying:
-    """`python app.py copy` as a process, and what it says."""
+    """`python app.py copy` as a process, and what it says; it waits until that is read."""
 
     def __init__(self, directory: Path, source: Database, target: Database):
         environ = {"PATH": os.environ["PATH"], **source.environ, "PYTHONUNBUFFERED": "1"}
+        read, write = os.pipe2(os.O_DIRECT)  # a packet a write
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)  # and room for one: nobody gets ahead of who reads
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "app.py"), "copy", "--to", target.url],
             cwd=directory,
             env=environ,
-            stdout=subprocess.PIPE,
-            text=True,
+            stdout=write,
         )
+        os.close(write)
+        self.said = os.fdopen(read, encoding="utf-8")
         self.more_bytes = 0
         """So much more memory it took since the first line."""
 
     def _lines(self) -> Iterator[str]:
-        assert self.process.stdout is not None
         first = None
-        for line in self.process.stdout:
+        for line in self.said:
             status = Path(f"/proc/{self.process.pid}/status").read_text()
             if peak := re.search(r"VmHWM:\s+(\d+) kB", status):
                 first = first or int(peak[1])
@@ -463,5 +466,5 @@ class Copying:
         assert any(words in line for line in self._lines())
 
     def rest(self) -> str:
-        with self.process.stdout:
+        with self.said:
             return "".join(self._lines())
