@@ -40,6 +40,8 @@ class Witness:
         """Titles of threads whose change was acknowledged."""
         self.refused: list[str] = []
         """What a living service did not answer."""
+        self.killed_at = float("inf")
+        """When the kill was begun: what was seen before that, and not what is noticed later, is what it found."""
         self.answering = threading.Event()
         """Set when a kill would find an open answer of which some words must be kept."""
         self.streams: list[Stream] = []
@@ -75,7 +77,8 @@ class Witness:
             while not stream.ended:
                 stream.read(0.05)
                 seen_at.append((time.monotonic(), len(stream.seen)))
-                if sure(seen_at) > 6 and stream.header("x-replica").endswith(self.doomed):  # 6: words among them
+                known = sure(seen_at, self.killed_at)
+                if known > 6 and stream.header("x-replica").endswith(self.doomed):  # 6: words among them
                     self.answering.set()
         self.streams.append(stream)
         if stream.status != 200:
@@ -84,7 +87,8 @@ class Witness:
         done = {event["item"]["id"]: event["item"] for event in events if event["type"] == "thread.item.done"}
         with self._lock:
             self.done |= done
-            self.open |= {item["id"]: item for item in fold(events[: sure(seen_at)]) if item["id"] not in done}
+            known = sure(seen_at, self.killed_at)
+            self.open |= {item["id"]: item for item in fold(events[:known]) if item["id"] not in done}
         if stream.is_whole:
             self._rename(url, thread_of(events))
 
@@ -99,14 +103,15 @@ class Witness:
             self.answered.append(thread_id)
 
 
-def sure(seen_at: list[tuple[float, int]]) -> int:
-    """Return how many of the events must outlive a kill now: those that are older than a second.
+def sure(seen_at: list[tuple[float, int]], killed_at: float) -> int:
+    """Return how many of the events must outlive a kill now, or at that time: those that are older than a second.
 
     On a machine that is late with words, whatever writes them down is late too: three times the longest pause.
     """
     came = [moment for (_, before), (moment, count) in pairwise(seen_at) if count > before]
     lateness = 3 * max((later - earlier for earlier, later in pairwise(came)), default=0)
-    return max([count for moment, count in seen_at if moment < seen_at[-1][0] - 1 - lateness], default=0)
+    now = min(seen_at[-1][0], killed_at)
+    return max([count for moment, count in seen_at if moment < now - 1 - lateness], default=0)
 
 
 def test_kills_under_load_lose_nothing_that_was_acknowledged(
@@ -143,10 +148,12 @@ def kill_often(
             elif witness.answering.wait(20):
                 time.sleep(chance.uniform(0, 0.5))
             killed.set()
+            witness.killed_at = time.monotonic()
             running.kill()
             kills += 1
         for each in loading:
             each.join()
+        witness.killed_at = float("inf")
     with process(directory, **variables) as running:
         kept = assert_all_is_kept_and_goes_on(running, database, witness)
     if isinstance(database, SQLiteDatabase):

@@ -87,9 +87,11 @@ def test_a_replica_that_is_killed_takes_nothing_with_it_that_was_seen_and_distur
             eventually(lambda enough=enough: len(witness.streams) >= enough, 120, "so many turns")
             witness.answering.clear()
             assert witness.answering.wait(120)  # nginx gives a replica that failed nothing for 10 s
+            witness.killed_at = time.monotonic()
             restarted.kill()
             kills += 1
             restarted = stack.enter_context(replicas.run(1))
+            witness.killed_at = float("inf")
         over.set()
         for each in loading:
             each.join()
