@@ -98,6 +98,26 @@ async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
         await asyncio.sleep(0.01)
 
 
+@contextlib.asynccontextmanager
+async def lateness() -> AsyncIterator[Callable[[], float]]:
+    """Measure how late this process was meanwhile, in all, with what it had to do every hundredth of a second."""
+    late = 0.0
+
+    async def measure() -> None:
+        nonlocal late
+        while True:
+            due_at = time.monotonic() + 0.01
+            await asyncio.sleep(0.01)
+            late += time.monotonic() - due_at
+
+    measuring = asyncio.create_task(measure())
+    try:
+        yield lambda: late
+    finally:
+        measuring.cancel()
+        await asyncio.wait({measuring})
+
+
 async def refusal(verification: Awaitable[Claims]) -> InvalidToken:
     with pytest.raises(InvalidToken) as refused:
         await verification
@@ -429,15 +449,14 @@ async def test_all_who_wait_for_a_new_key_share_one_fetch(issuer: Issuer, verifi
 async def test_nobody_with_a_known_key_waits_for_the_fetch_that_an_invented_kid_causes(
     issuer: Issuer, verifier: Verifier, clock: Clock
 ) -> None:
-    issuer.delay_seconds = 1
+    issuer.delay_seconds = 3
     clock.advance(30)
     invented = asyncio.create_task(refusal(verifier.verify(random_kid_token(issuer))))
     await until(lambda: issuer.fetches == 2)
 
-    begun_at = time.monotonic()
     await verifier.verify(issuer.token())
 
-    assert time.monotonic() - begun_at < 0.8
+    assert not invented.done()
     await invented
 
 
@@ -592,26 +611,30 @@ async def test_an_outage_is_logged_when_it_begins_and_when_it_ends(
 async def test_an_issuer_that_cannot_be_reached_at_the_start_is_tried_again_after_one_and_two_seconds(
     issuer: Issuer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    token = issuer.token()
     issuer.stop()
-    begun_at = time.monotonic()
-    async with verifier_of(issuer) as verifier:
-        for _ in range(100):
+    async with lateness() as late:
+        begun_at = time.monotonic()
+        async with verifier_of(issuer) as verifier:
             with pytest.raises(KeysUnavailable) as unavailable:
-                await verifier.verify(issuer.token())
-        assert unavailable.value.code == "keys_unavailable"
-        assert "ConnectError" in unavailable.value.reason
-        assert str(unavailable.value) == unavailable.value.message
+                await verifier.verify(token)
+            issuer.answer = lambda: Response(status_code=500)
+            issuer.start()  # in good time for the second try
+            for _ in range(100):
+                with pytest.raises(KeysUnavailable):
+                    await verifier.verify(token)
+            assert unavailable.value.code == "keys_unavailable"
+            assert "ConnectError" in unavailable.value.reason
+            assert str(unavailable.value) == unavailable.value.message
 
-        issuer.answer = lambda: Response(status_code=500)
-        issuer.start()
-        await until(lambda: issuer.fetches == 1)
-        issuer.answer = None
-        await until(verifier.key_summaries)
+            await until(lambda: issuer.fetches == 1)
+            issuer.answer = None
+            await until(lambda: bool(verifier.key_summaries()))
 
-        assert (await verifier.verify(issuer.token())).user_id == "alice"
+            assert (await verifier.verify(issuer.token())).user_id == "alice"
     first, second = issuer.fetched_at
-    assert 1 <= first - begun_at < 2
-    assert 2 <= second - first < 3
+    assert 1 <= first - begun_at < 2 + late()
+    assert 2 <= second - first < 3 + late()
     assert len(messages(caplog)) == 1
 
 
@@ -624,9 +647,8 @@ async def test_what_is_plainly_no_token_is_refused_even_while_no_keys_are_known(
 
 async def test_entering_does_not_wait_for_the_issuer_and_the_first_request_does(issuer: Issuer) -> None:
     issuer.delay_seconds = 1
-    begun_at = time.monotonic()
     async with verifier_of(issuer) as verifier:
-        assert time.monotonic() - begun_at < 0.8
+        assert verifier.key_summaries() == []
         assert (await verifier.verify(issuer.token())).user_id == "alice"
     assert issuer.fetches == 1
 
@@ -638,14 +660,16 @@ async def test_neither_a_fetch_nor_a_request_that_waits_for_it_takes_longer_than
             with pytest.raises(KeysUnavailable):
                 await verifier.verify(issuer.token())
             seconds = time.monotonic() - begun_at
-            await until(lambda: issuer.open_connections == 0, 0.5)
+            await until(lambda: issuer.open_connections == 0)
             return seconds
 
     with Issuer() as silent, Issuer() as dripping:
         silent.delay_seconds = 60
         dripping.answer = lambda: StreamingResponse(endless([], b" ", pause_seconds=0.1))
-        for seconds in await asyncio.gather(waited_seconds(silent), waited_seconds(dripping)):
-            assert 4.5 < seconds < 5.5
+        async with lateness() as late:
+            waited = await asyncio.gather(waited_seconds(silent), waited_seconds(dripping))
+        for seconds in waited:
+            assert 4.5 < seconds < 5.5 + late()
 
 
 NO_KEY_SET = "it is JSON, but no key set (an object with a list `keys`)"
