@@ -216,13 +216,15 @@ def test_an_events_kind_is_not_searched_for() -> None:
     kind: Any = ResponseStreamEvent
 
     def seconds(client: AsyncOpenAI) -> float:
-        client._process_response_data(data=event, cast_to=kind, response=httpx2.Response(200))
-        began = time.process_time()
-        for _ in range(300):
+        began = time.thread_time()
+        for _ in range(30):
             client._process_response_data(data=event, cast_to=kind, response=httpx2.Response(200))
-        return time.process_time() - began
+        return time.thread_time() - began
 
-    assert seconds(sdk.OpenAIClient(api_key="none")) < seconds(AsyncOpenAI(api_key="none")) / 4
+    ours, sdks_own = sdk.OpenAIClient(api_key="none"), AsyncOpenAI(api_key="none")
+    rounds = [(seconds(ours), seconds(sdks_own)) for _ in range(20)]
+    fastest, sdks_fastest = map(min, zip(*rounds, strict=True))  # whatever else the machine does only adds to it
+    assert fastest < sdks_fastest / 4
 
 
 def test_openai_keeps_no_answers_and_gets_no_traces_unless_asked(client: Client, model: StandIn) -> None:
