@@ -8,7 +8,8 @@ from datetime import timedelta
 import httpx2
 import pytest
 
-from considerate import AT_ONCE_SECONDS, FIRST_PIECES, ConsiderateStream, Turnstile
+import considerate
+from considerate import FIRST_PIECES, ConsiderateStream, Turnstile
 from provider import open_upstream
 from standin import Say, StandIn
 
@@ -96,8 +97,11 @@ async def test_a_stream_that_is_closed_while_it_waits_takes_nobodys_place() -> N
     assert gone.cancelled()
 
 
-async def test_only_a_piece_that_had_to_be_waited_for_waits_again_and_never_the_first_ones() -> None:
-    nobody_passes, came, late = Turnstile(0), [], 5 * AT_ONCE_SECONDS
+async def test_only_a_piece_that_had_to_be_waited_for_waits_again_and_never_the_first_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(considerate, "AT_ONCE_SECONDS", at_once := 0.1)  # long enough not to be taken by the machine
+    nobody_passes, came, late = Turnstile(0), [], 1.5 * at_once
     stream = ConsiderateStream(Pieces(*[late] * FIRST_PIECES, 0, 0, late, 0), nobody_passes)
 
     async def read() -> None:
@@ -105,7 +109,10 @@ async def test_only_a_piece_that_had_to_be_waited_for_waits_again_and_never_the_
             came.append(piece)
 
     reading = asyncio.create_task(read())
-    await asyncio.sleep(0.5)
+    async with asyncio.timeout(10):
+        while len(came) < FIRST_PIECES + 2:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(3 * late)
     assert len(came) == FIRST_PIECES + 2
     reading.cancel()
     await asyncio.wait({reading})
