@@ -1,17 +1,13 @@
 """The same conversation, shortened, with a real model: small, slow-witted, and nobody's stand-in."""
 
-import socket
 from pathlib import Path
 
-from service import errors_of, eventually, fold, message, service, text_of, thread_of
+from service import errors_of, eventually, fold, free_port, message, service, text_of, thread_of
 from smallmodel import small_model
 
 
 def test_a_real_model_answers_streams_is_stopped_and_asked_again(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with small_model(tmp_path / "model.log", port) as url:
+    with small_model(tmp_path / "model.log", free_port()) as url:
         environ = {
             "DATABASE_URL": f"sqlite:///{tmp_path}/chatkit.db",
             "OPENAI_BASE_URL": url,
