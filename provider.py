@@ -1,7 +1,8 @@
 """Where models come from: OpenAI, a compatible server, or the offline demo."""
 
+import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -143,8 +144,22 @@ def _without_lost_reasoning(data: CallModelData[Any]) -> ModelInputData:
 
 
 def _sendable(data: CallModelData[Any]) -> ModelInputData:
-    """Mend texts, of tools' outputs say, that no request can carry."""
-    return ModelInputData(input=_mended(data.model_data.input), instructions=data.model_data.instructions)
+    """Mend texts, of tools' outputs say, that no request can carry, and calls that no server can read."""
+    sent = [_readable_call(item) for item in _mended(data.model_data.input)]
+    return ModelInputData(input=sent, instructions=data.model_data.instructions)
+
+
+def _readable_call(item: Any) -> Any:
+    """Put an empty object for arguments that are none, as small models write them: their error is the call's output.
+
+    vLLM, llama.cpp and Ollama refuse a whole conversation for them, at once and in each later turn.
+    """
+    if item.get("type") != "function_call":
+        return item
+    with suppress(ValueError):
+        if isinstance(json.loads(item["arguments"]), dict):
+            return item
+    return {**item, "arguments": "{}"}
 
 
 def _mended(value: Any) -> Any:

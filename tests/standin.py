@@ -58,8 +58,13 @@ class Call:
     """Call a tool."""
 
     tool: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] | str = field(default_factory=dict)
+    """As text: as it is, JSON or not."""
     call_id: str = "call_1"
+
+    @property
+    def written(self) -> str:
+        return self.arguments if isinstance(self.arguments, str) else json.dumps(self.arguments)
 
 
 @dataclass(frozen=True)
@@ -300,6 +305,13 @@ def _words(text: str) -> list[str]:
     return [word if place == 0 else f" {word}" for place, word in enumerate(text.split(" "))]
 
 
+def _is_object(arguments: str) -> bool:
+    try:
+        return isinstance(json.loads(arguments), dict)
+    except ValueError:
+        return False
+
+
 def _last_words(body: dict[str, Any]) -> str:
     for item in reversed(body.get("input") or body.get("messages") or []):
         if item.get("role") == "user":
@@ -336,6 +348,8 @@ class _Responses(_Wire):
         for item in body["input"] if isinstance(body["input"], list) else []:
             if item.get("type") == "function_call":
                 calls.add(item["call_id"])
+                if not _is_object(item["arguments"]):
+                    return "arguments must be a JSON object"
             if item.get("type") == "function_call_output":
                 outputs.add(item["call_id"])
         return None if calls == outputs else f"calls and outputs do not match: {calls ^ outputs}"
@@ -388,13 +402,13 @@ class _Responses(_Wire):
             case Refuse(text=text):
                 content = [{"type": "refusal", "refusal": text}]
                 yield from self._item(index, self._assistant(content), self._assistant([]))
-            case Call(tool=tool, arguments=arguments, call_id=call_id):
+            case Call(tool=tool, call_id=call_id):
                 item = {
                     "type": "function_call",
                     "id": "fc_1",
                     "call_id": call_id,
                     "name": tool,
-                    "arguments": json.dumps(arguments),
+                    "arguments": step.written,
                     "status": "completed",
                 }
                 yield from self._item(index, item, {**item, "arguments": ""})
@@ -463,6 +477,8 @@ class _ChatCompletions(_Wire):
                 if not message.get("content") and not message.get("tool_calls"):
                     return "an assistant's message must not be empty"
                 calls |= {call["id"] for call in message.get("tool_calls") or []}
+                if not all(_is_object(call["function"]["arguments"]) for call in message.get("tool_calls") or []):
+                    return "arguments must be a JSON object"
             if message["role"] == "tool":
                 outputs.add(message["tool_call_id"])
         return None if calls == outputs else f"calls and outputs do not match: {calls ^ outputs}"
@@ -491,9 +507,9 @@ class _ChatCompletions(_Wire):
             case Reason(text=text):
                 for word in _words(text):
                     yield self._chunk({"reasoning_content": word})
-            case Call(tool=tool, arguments=arguments, call_id=call_id):
+            case Call(tool=tool, call_id=call_id):
                 self._finish = "tool_calls"
-                function = {"name": tool, "arguments": json.dumps(arguments)}
+                function = {"name": tool, "arguments": step.written}
                 call = {"index": next(self._calls), "id": call_id, "type": "function", "function": function}
                 yield self._chunk({"tool_calls": [call]})
             case CutOff(reason=reason, words=words):

@@ -185,6 +185,19 @@ def test_of_calls_at_once_the_clients_and_the_servers_both_keep_their_outputs(
         assert "asked" not in sent  # what the tool said before the client answered
 
 
+@pytest.mark.parametrize("arguments", ["", "x", '{"word": "half', '["word"]', '"{}"', '{"word": "a"}{"word": "b"}'])
+@pytest.mark.parametrize("api", APIS)
+def test_arguments_that_are_no_object_are_not_sent_again(
+    tmp_path: Path, model: StandIn, api: str, arguments: str
+) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
+        model.will(Call("look_up", arguments))
+        events = client.create("Look it up")
+        assert not errors_of(events)
+        assert not errors_of(client.say(thread_of(events), "And again"))
+    assert len(model.asked) == 3
+
+
 @pytest.mark.parametrize("api", APIS)
 def test_half_a_letter_in_a_tools_output_breaks_nothing(tmp_path: Path, model: StandIn, api: str) -> None:
     with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
