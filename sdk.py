@@ -14,11 +14,12 @@ import httpx2
 from agents import RawResponsesStreamEvent, StreamEvent
 from chatkit.agents import AgentContext, ResponseStreamConverter
 from chatkit.types import ChatKitReq, ThreadItem, ThreadItemAddedEvent, ThreadStreamEvent
-from openai import APIError, AsyncOpenAI, AsyncStream
+from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, Field, PrivateAttr, TypeAdapter, ValidationError
 
+from completions import readable, whole
 from context import RequestContext
 from conversations import new_id
 from failures import Refused
@@ -206,35 +207,22 @@ class OpenAIClient(AsyncOpenAI):
             with suppress(ValidationError):
                 event: T = adapter.validate_python(data)
                 return event
+            if kind is ChatCompletionChunk:
+                data = readable(data, response.request)
         return super()._process_response_data(data=data, cast_to=cast_to, response=response)
 
 
-CUT_OFF = {"length": "max_output_tokens", "content_filter": "content_filter"}
-"""Why Chat Completions ends an answer in the middle, and the Responses API's word for it."""
-
-
 def _read_whole(completions: T) -> None:
-    """Have an answer that ends in the middle fail: the Agents SDK (0.24) says nothing of it once a word was said."""
     reading: Any = completions
     create: Callable[..., Awaitable[Any]] = reading.create
 
     async def create_whole(**arguments: Any) -> Any:
         answer = await create(**arguments)
         if isinstance(answer, AsyncStream):
-            answer._iterator = _whole(answer._iterator, answer.response)
+            answer._iterator = whole(answer)
         return answer
 
     reading.create = create_whole
-
-
-async def _whole(answer: AsyncIterator[ChatCompletionChunk], response: httpx2.Response) -> AsyncIterator[Any]:
-    reading: Any = answer
-    async with aclosing(reading) as chunks:
-        async for chunk in chunks:
-            yield chunk  # the last one may have words, too
-            for choice in chunk.choices:
-                if choice.finish_reason in CUT_OFF:
-                    raise APIError("cut off", response.request, body={"code": CUT_OFF[choice.finish_reason]})
 
 
 def _unexamined(resource: T, name: str) -> T:

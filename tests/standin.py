@@ -97,6 +97,13 @@ class Garbage:
 
 
 @dataclass(frozen=True)
+class Raw:
+    """Send these bytes, and nothing behind them."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Fail:
     """Answer with a status and an error in OpenAI's form, before anything is streamed."""
 
@@ -120,7 +127,7 @@ class CutOff:
     words: str
 
 
-Step = Say | Echo | Begin | Wait | Call | Reason | Refuse | Hang | Break | Garbage | Fail | FailLater | CutOff
+Step = Say | Echo | Begin | Wait | Call | Reason | Refuse | Hang | Break | Garbage | Raw | Fail | FailLater | CutOff
 
 
 @dataclass
@@ -249,6 +256,9 @@ class StandIn:
                     raise ConnectionResetError
                 case Garbage():
                     yield b"data: {this is no JSON\n\n"
+                    return
+                case Raw(data=data):
+                    yield data
                     return
                 case Say() | Echo():
                     said = step if isinstance(step, Say) else Say(_last_words(asked.body))

@@ -15,7 +15,7 @@ LAYERS = [
     {"metrics", "progress", "chatkitlogger", "collector"},
     {"context", "settings", "keyset", "sockets", "page", "connections", "considerate"},
     {"conversations", "auth", "local", "telemetry"},
-    {"failures", "openitems", "rows", "users", "sqlite", "sqliteschema", "pool", "postgresschema"},
+    {"failures", "completions", "openitems", "rows", "users", "sqlite", "sqliteschema", "pool", "postgresschema"},
     {"upkeep", "sqlitethreads", "sqliteuploads", "sqliteupkeep"},
     {"postgresthreads", "postgresuploads", "postgresupkeep"},
     {"sqliteturns", "postgresturns"},
