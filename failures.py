@@ -37,6 +37,10 @@ class Refused(Exception):
         self.headers = headers
 
 
+class NoAnswer(Exception):
+    """The model has ended its answer without a word, and nothing else was shown."""
+
+
 CODES = {
     "context_length_exceeded": ("This conversation has become too long for the model. Start a new one.", False),
     "insufficient_quota": ("The service's budget for the model is used up. Please tell its operator.", False),
@@ -76,6 +80,7 @@ KINDS: tuple[tuple[tuple[type[BaseException], ...], str, bool], ...] = (
         "This request was stopped by the service's safety rules.",
         False,
     ),
+    ((NoAnswer,), "The model gave no answer. Try again.", True),
     ((ModelRefusalError,), "The model refuses to answer this.", False),
     ((MaxTurnsExceeded,), "The answer needed more steps than are allowed. Try a smaller question.", True),
     ((ToolTimeoutError,), "A tool took too long. Try again.", True),

@@ -272,7 +272,7 @@ class HistoryConverter(ThreadItemConverter):
     ) -> TResponseInputItem | list[TResponseInputItem] | None:
         """Chat Completions takes nothing but plain text here; the Responses API takes it as well."""
         text = "\n\n".join(part.text for part in item.content if part.text)
-        return {"role": "assistant", "content": text} if text else None
+        return {"role": "assistant", "content": text} if text.strip() else None
 
 
 def _is_tool_result(item: ThreadItem) -> bool:

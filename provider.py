@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx2
-from agents import Agent, Model, ModelProvider, ModelSettings, OpenAIProvider, RunConfig, StreamEvent
+from agents import Agent, ItemHelpers, Model, ModelProvider, ModelSettings, OpenAIProvider, RunConfig, StreamEvent
 from agents.models.default_models import gpt_5_reasoning_settings_required
 from agents.models.openai_client_utils import is_official_openai_client
 from agents.result import RunResultBase
@@ -16,14 +16,20 @@ from agents.run import CallModelData, ModelInputData
 from chatkit.types import (
     AssistantMessageContentPartTextDelta,
     AssistantMessageItem,
+    ClientEffectEvent,
+    ErrorEvent,
+    ThreadItemAddedEvent,
     ThreadItemDoneEvent,
+    ThreadItemReplacedEvent,
     ThreadItemUpdatedEvent,
     ThreadStreamEvent,
+    WorkflowItem,
 )
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
 from considerate import ConsiderateStream, Turnstile
-from conversations import Usage
+from conversations import Usage, is_hidden
+from failures import NoAnswer
 from sdk import OpenAIClient, mended
 from telemetry import request_id
 
@@ -241,11 +247,42 @@ def estimated_usage(model: str, asked: int, answered: int, *, requests: int = 1)
     return Usage("", "", model, requests, asked // 4, answered // 4)
 
 
+def unsaid_or_none(run: RunResultBase) -> str | None:
+    """Return the text of a run that showed nothing, of a server that streams no more than the end.
+
+    None where its last response did something else, called a tool say; raises `NoAnswer` where it did nothing at all.
+    """
+    output = run.raw_responses[-1].output if run.raw_responses else []
+    if any(item.type not in ("message", "reasoning") for item in output):
+        return None
+    text = "".join(ItemHelpers.extract_text(item) or "" for item in output if item.type == "message")
+    if not text.strip():
+        raise NoAnswer
+    return text
+
+
+def is_shown(event: ThreadStreamEvent) -> bool:
+    """Whether the event shows anything but that the model thinks, and what is gone afterwards."""
+    match event:
+        case (
+            ThreadItemAddedEvent(item=WorkflowItem(workflow=workflow))
+            | ThreadItemDoneEvent(item=WorkflowItem(workflow=workflow))
+        ):
+            return workflow.type != "reasoning"
+        case ThreadItemAddedEvent(item=item) | ThreadItemReplacedEvent(item=item):
+            return not isinstance(item, AssistantMessageItem) and not is_hidden(item)
+        case ThreadItemDoneEvent(item=item) if not isinstance(item, AssistantMessageItem):
+            return not is_hidden(item)
+        case ClientEffectEvent() | ErrorEvent():
+            return True
+    return is_said(event)
+
+
 def is_said(event: ThreadStreamEvent) -> bool:
     """Whether the event shows text of an answer."""
     match event:
         case ThreadItemUpdatedEvent(update=AssistantMessageContentPartTextDelta(delta=delta)):
-            return bool(delta)
+            return bool(delta.strip())
         case ThreadItemDoneEvent(item=AssistantMessageItem(content=content)):
-            return any(part.text for part in content)
+            return any(part.text.strip() for part in content)
     return False

@@ -27,7 +27,7 @@ from context import RequestContext
 from conversations import ConversationStore, Usage
 from history import HistoryConverter, RecordingContext, load_history, workflow_to_go_on
 from leases import RETRY_SECONDS
-from provider import Counted, is_said, model_name, with_reasoning_kept
+from provider import Counted, is_said, is_shown, model_name, unsaid_or_none, with_reasoning_kept
 from sdk import StreamedContext, stream_agent_response
 from telemetry import note_first_token
 from titles import title_by_model
@@ -113,16 +113,19 @@ class AgentRuns:
         model_input = await converter.to_agent_input(items)
         agent_context.workflow_item = workflow_to_go_on(items)
         run = Runner.run_streamed(agent, model_input, context=agent_context, run_config=config)
-        counted, has_said = Counted(run), False
+        counted, has_said, has_shown = Counted(run), False, False
         try:
             images = KeptImages(self._attachments, self._store, thread.id, context)
             async for event in stream_agent_response(agent_context, counted, converter=images):
                 yield event
+                has_shown = has_shown or is_shown(event)
                 if not has_said and is_said(event):
                     has_said = True
                     note_first_token()
             if run.interruptions:  # or the turn would end without a word
                 raise UserError("a tool of the agent needs an approval, for which ChatKit has no question")
+            if not has_shown and (unsaid := unsaid_or_none(run)):
+                yield ThreadItemDoneEvent(item=self._assistant_message(thread, unsaid, context))
         except ModelRefusalError as refusal:
             if not has_said:  # the Agents SDK (0.24) may drop the message that it raises this for
                 yield ThreadItemDoneEvent(item=self._assistant_message(thread, refusal.refusal, context))

@@ -15,7 +15,7 @@ from failures import describe
 from rows import item_row
 from sdk import encode
 from service import Client, errors_of, fold, service, text_of, thread_of
-from standin import Begin, Break, Call, CutOff, Fail, FailLater, Garbage, Refuse, Say, StandIn, Step, Wait
+from standin import Begin, Break, Call, CutOff, Fail, FailLater, Garbage, Reason, Refuse, Say, StandIn, Step, Wait
 
 BEFORE_A_WORD: dict[str, tuple[Step, str, bool, str]] = {
     "a refused key": (Fail(401, "invalid_api_key"), "refuses this service's key", False, "401 invalid_api_key"),
@@ -177,3 +177,25 @@ def test_the_debug_log_too_holds_nobodys_words(
         model.will(Call("look_up", {"word": "SENTINEL"}))
         client.create("SENTINEL question")
     assert "SENTINEL" not in "".join(record.getMessage() for record in caplog.records if record.name != "aiosqlite")
+
+
+@pytest.mark.parametrize("api", ["responses", "chat_completions"])
+@pytest.mark.parametrize("steps", [[Say("")], [Say(" ")], [Reason("Hm.")], []])
+def test_an_answer_without_a_word_is_said_to_be_none(
+    tmp_path: Path, model: StandIn, api: str, steps: list[Step]
+) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API=api)) as client:
+        model.will(Call("look_up", {"word": "a"}))
+        model.will(*steps, Wait(0))
+        events = client.create("Look it up")
+        [error] = errors_of(events)
+        assert (error["message"], error["allow_retry"]) == ("The model gave no answer. Try again.", True)
+        assert client.items(thread_of(events)) == fold(events)
+        assert not errors_of(client.say(thread_of(events), "And now?"))
+
+
+@pytest.mark.parametrize("tool", ["show_widget", "work"])
+def test_a_tool_that_shows_something_is_answer_enough(client: Client, model: StandIn, tool: str) -> None:
+    model.will(Call(tool))
+    model.will(Wait(0))
+    assert not errors_of(client.create("Show it"))
