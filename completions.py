@@ -81,20 +81,20 @@ class _Calls:
             call.index = self._open[call.index][0]
 
 
-def readable(data: Any, request: httpx2.Request) -> dict[str, Any]:
+def readable(data: Any, response: httpx2.Response) -> dict[str, Any]:
     """Return a chunk that is not OpenAI's as one that can be read; raise where it tells of an error."""
     match data:
         case {"choices": list(choices)}:
             return {**data, "choices": [_readable_choice(choice) for choice in choices if isinstance(choice, dict)]}
         case {"message": _} | {"detail": _}:  # as vLLM and FastAPI do
-            raise APIError("an error", request, body=data)
+            raise APIError("an error", response.request, body=data)
         case dict():
             return {**data, "choices": []}
-    raise APIError("unreadable", request, body=None)
+    raise APIError("unreadable", response.request, body=None)
 
 
 def _readable_choice(choice: dict[str, Any]) -> dict[str, Any]:
-    choice = {"index": 0, "finish_reason": None, **choice}
+    choice = {"index": 0, **choice}
     delta = choice.get("delta")
     if isinstance(delta, dict):
         delta = choice["delta"] = dict(delta)
@@ -102,7 +102,8 @@ def _readable_choice(choice: dict[str, Any]) -> dict[str, Any]:
             delta["content"] = _text(parts) or None
             if thoughts := _text([each for part in parts for each in _thoughts(part)]):
                 delta["reasoning_content"] = thoughts
-        delta["tool_calls"] = [_readable_call(call) for call in delta.get("tool_calls") or []] or None
+        if isinstance(calls := delta.get("tool_calls"), list):
+            delta["tool_calls"] = [_readable_call(call) for call in calls]
     return choice
 
 

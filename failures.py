@@ -43,6 +43,7 @@ class NoAnswer(Exception):
 
 CODES = {
     "context_length_exceeded": ("This conversation has become too long for the model. Start a new one.", False),
+    "exceed_context_size_error": ("This conversation has become too long for the model. Start a new one.", False),
     "insufficient_quota": ("The service's budget for the model is used up. Please tell its operator.", False),
     "rate_limit_exceeded": ("The model is busy. Try again in a moment.", True),
     "content_filter": ("The model's provider does not let it answer this.", False),
@@ -50,6 +51,13 @@ CODES = {
     "max_output_tokens": ("The answer was cut off: it became longer than the model may answer.", False),
 }
 """Codes of OpenAI's API errors: words for the user, and whether trying again can help."""
+
+STATUS = {
+    "402": "insufficient_quota",  # OpenRouter, DeepSeek
+    "413": "context_length_exceeded",  # Groq
+    "429": "rate_limit_exceeded",
+}
+"""The code for a status that says as much. (llama.cpp has a type for a conversation that is too long.)"""
 
 KINDS: tuple[tuple[tuple[type[BaseException], ...], str, bool], ...] = (
     (
@@ -139,9 +147,15 @@ def _words(error: Exception) -> tuple[str, bool]:
 
 
 def _code(error: Exception) -> str:
-    """Return the provider's code for the error; the Agents SDK (0.24) keeps that of a streamed one in its text only."""
+    """Return the provider's code for the error; the Agents SDK (0.24) keeps that of a streamed one in its text only.
+
+    Servers that are not OpenAI's mostly give none of its codes, but a status, in a stream too.
+    """
     if isinstance(error, openai.APIError):
-        return str(error.code or "")
+        names = [str(each) for each in (error.code, error.type, getattr(error, "status_code", None)) if each]
+        return next(
+            (STATUS.get(name, name) for name in names if name in CODES or name in STATUS), str(error.code or "")
+        )
     if isinstance(error, ModelBehaviorError):
         return next((code for code in CODES if f"code={code}" in str(error) or f"'{code}'" in str(error)), "")
     return ""

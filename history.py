@@ -112,6 +112,8 @@ class ToolResults:
             if event.type == "run_item_stream_event":
                 await self._note(event.item)
             yield event
+        if (workflow := self._context.workflow_item) and not workflow.workflow.tasks:
+            self._context.workflow_item = None  # ChatKit 1.6.5 would store it, which shows nothing
 
     async def _note(self, item: Any) -> None:
         raw = item.raw_item

@@ -227,7 +227,8 @@ class Counted:
 def usage_of(run: RunResultBase, model: str) -> Usage | None:
     """Return what the run used as the model's server counted it; None where it did not."""
     used = run.context_wrapper.usage
-    return Usage("", "", model, used.requests, used.input_tokens, used.output_tokens) if used.total_tokens else None
+    asked, answered = max(0, used.input_tokens), max(0, used.output_tokens)  # -1 is how some say that they do not know
+    return Usage("", "", model, used.requests, asked, answered) if asked + answered else None
 
 
 def _letters(value: Any) -> int:

@@ -16,7 +16,7 @@ from chatkit.agents import AgentContext, ResponseStreamConverter
 from chatkit.types import ChatKitReq, ThreadItem, ThreadItemAddedEvent, ThreadStreamEvent
 from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
-from openai.types.responses import ResponseStreamEvent
+from openai.types.responses import ResponseReasoningSummaryTextDeltaEvent, ResponseStreamEvent
 from pydantic import BaseModel, Field, PrivateAttr, TypeAdapter, ValidationError
 
 from completions import readable, whole
@@ -208,7 +208,7 @@ class OpenAIClient(AsyncOpenAI):
                 event: T = adapter.validate_python(data)
                 return event
             if kind is ChatCompletionChunk:
-                data = readable(data, response.request)
+                data = readable(data, response)
         return super()._process_response_data(data=data, cast_to=cast_to, response=response)
 
 
@@ -278,6 +278,8 @@ class OwnIds:
     def _renamed(self, event: RawResponsesStreamEvent) -> RawResponsesStreamEvent:
         data: Any = event.data
         _mend(data, "delta", "text")
+        if data.type == "response.reasoning_text.delta":
+            return replace(event, data=_as_summary(data))
         match data.type:
             case "response.output_item.added" | "response.output_item.done":
                 item = data.item.model_copy(update={"id": self._id(data)}, deep=True)
@@ -303,6 +305,18 @@ class OwnIds:
         if data.type == "response.output_item.added" or index not in self._open:
             self._open[index] = new_id("message")
         return self._open.pop(index) if data.type == "response.output_item.done" else self._open[index]
+
+
+def _as_summary(thought: Any) -> ResponseReasoningSummaryTextDeltaEvent:
+    """Return a piece of thinking as what is shown of it: Ollama, vLLM and OpenRouter do not sum up."""
+    return ResponseReasoningSummaryTextDeltaEvent(
+        type="response.reasoning_summary_text.delta",
+        delta=thought.delta,
+        item_id=thought.item_id,
+        output_index=thought.output_index,
+        summary_index=thought.content_index,
+        sequence_number=thought.sequence_number,
+    )
 
 
 def _mend(part: Any, *names: str) -> None:

@@ -69,7 +69,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Reason:
-    """Stream a summary of reasoning."""
+    """Stream a summary of reasoning; without words there is none."""
 
     text: str
 
@@ -462,11 +462,12 @@ class _Responses(_Wire):
         at = {"item_id": "rs_1", "output_index": index, "summary_index": 0}
         yield self._event("response.output_item.added", output_index=index, item=item)
         part = {"type": "summary_text", "text": ""}
-        yield self._event("response.reasoning_summary_part.added", part=part, **at)
-        for word in _words(text):
-            yield self._event("response.reasoning_summary_text.delta", delta=word, **at)
-        yield self._event("response.reasoning_summary_text.done", text=text, **at)
-        self._output.append({**item, "summary": [{**part, "text": text}]})
+        if text:
+            yield self._event("response.reasoning_summary_part.added", part=part, **at)
+            for word in _words(text):
+                yield self._event("response.reasoning_summary_text.delta", delta=word, **at)
+            yield self._event("response.reasoning_summary_text.done", text=text, **at)
+        self._output.append({**item, "summary": [{**part, "text": text}] if text else []})
         yield self._event("response.output_item.done", output_index=index, item=self._output[-1])
 
 

@@ -54,6 +54,7 @@ BROKEN_OFF: dict[str, tuple[bytes, str]] = {
     "a lack of room of DeepSeek's": (chunk({}, "insufficient_system_resource") + DONE, "busy"),
     "an error of vLLM's": (data({"object": "error", "message": "SENTINEL", "code": 500}) + DONE, "could not be read"),
     "an error of FastAPI's": (data({"detail": "SENTINEL"}) + DONE, "could not be read"),
+    "a status in OpenAI's form": (data({"error": {"message": "SENTINEL", "code": 429}}), "busy"),
     "what is no JSON": (b"data: SENTINEL\n\n" + DONE, "could not be read"),
     "what is no object": (b"data: null\n\n" + DONE, "could not be read"),
     "what is no UTF-8": (b'data: {"choices": "\xff"}\n\n' + DONE, "could not be read"),
@@ -137,3 +138,20 @@ def test_thoughts_among_parts_are_shown(client: Client, model: StandIn) -> None:
     _, thought, said = client.items(thread_of(client.create("Think")))
     assert thought["workflow"]["tasks"][0]["content"] == "Hm."
     assert text_of(said) == "So."
+
+
+def test_thoughts_that_are_not_summed_up_are_shown(client: Client, model: StandIn) -> None:
+    model.will(
+        Raw(chunk({"reasoning": "Hm "}) + chunk({"reasoning": "hm."}) + chunk({"content": "So."}, "stop") + DONE)
+    )
+    events = client.create("Think")
+    _, thought, said = client.items(thread_of(events))
+    assert thought["workflow"]["tasks"][0]["content"] == "Hm hm."
+    assert text_of(said) == "So."
+    assert client.items(thread_of(events)) == fold(events)
+
+
+def test_use_that_is_not_known_fails_nothing(client: Client, model: StandIn) -> None:
+    unknown = {"prompt_tokens": -1, "completion_tokens": -1, "total_tokens": -2}
+    model.will(*BEGUN, Raw(chunk({}, "stop") + data({"choices": [], "usage": unknown}) + DONE))
+    assert not errors_of(client.create("Count"))

@@ -405,3 +405,10 @@ def test_an_answer_in_two_messages_is_two_items(client: Client, model: StandIn) 
     model.will(Say("One."), Say("Two."))
     events = client.create("Say two things")
     assert [text_of(item) for item in client.items(thread_of(events))[1:]] == ["One.", "Two."]
+
+
+def test_a_thought_without_words_leaves_nothing_behind(client: Client, model: StandIn) -> None:
+    model.will(Reason(""), Call("pick_file"))
+    events = client.create("Pick")
+    assert [item["type"] for item in fold(events)] == ["user_message", "client_tool_call"]
+    assert client.items(thread_of(events)) == fold(events)

@@ -25,6 +25,8 @@ BEFORE_A_WORD: dict[str, tuple[Step, str, bool, str]] = {
     "a used-up budget": (Fail(429, "insufficient_quota"), "budget", False, "429 insufficient_quota"),
     "a conversation too long": (Fail(400, "context_length_exceeded"), "too long", False, "context_length_exceeded"),
     "a request that is refused": (Fail(400, "invalid_value"), "could not read", False, "400 invalid_value"),
+    "a conversation too long for Groq": (Fail(413), "too long", False, "413"),
+    "a used-up balance": (Fail(402), "budget", False, "402"),
     "a broken provider": (Fail(503), "has a problem", True, "InternalServerError 503"),
     "a connection that breaks": (Break(), "connection to the model failed", True, ""),
     "garbage": (Garbage(), "", True, ""),

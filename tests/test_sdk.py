@@ -200,7 +200,10 @@ async def test_a_long_conversation_is_not_examined_item_by_item(model: StandIn, 
     [
         (ResponseStreamEvent, {"type": "response.output_text.delta", "delta": None}),
         (ResponseStreamEvent, {"type": "response.of_tomorrow", "field": 1}),
-        (ChatCompletionChunk, {"id": 5, "choices": [{"delta": {"content": "word"}, "finish_reason": "tired"}]}),
+        (
+            ChatCompletionChunk,
+            {"id": 5, "choices": [{"index": 0, "delta": {"content": "w"}, "finish_reason": "tired"}]},
+        ),
     ],
 )
 def test_an_event_that_does_not_validate_is_read_as_openai_reads_it(kind: Any, event: dict[str, Any]) -> None:
