@@ -117,7 +117,7 @@ def run_config(upstream: Upstream, *, api: str, store: bool, tracing: bool) -> R
             include_usage=None if responses else True,
         ),
         tracing_disabled=not tracing,
-        call_model_input_filter=_without_lost_reasoning if responses and not store else _sendable,
+        call_model_input_filter=(_sendable if store else _without_lost_reasoning) if responses else _alternating,
     )
 
 
@@ -153,6 +153,27 @@ def _sendable(data: CallModelData[Any]) -> ModelInputData:
     """Mend texts, of tools' outputs say, that no request can carry, and calls that no server can read."""
     sent = [_readable_call(item) for item in _mended(data.model_data.input)]
     return ModelInputData(input=sent, instructions=data.model_data.instructions)
+
+
+def _alternating(data: CallModelData[Any]) -> ModelInputData:
+    """Join what the user said in several messages: one that was not answered, say, and the next.
+
+    The chat templates of Gemma's and Mistral's models refuse a conversation in which the roles do not alternate.
+    """
+    sent, joined = _sendable(data), list[Any]()
+    item: Any
+    for item in sent.input:
+        before = joined[-1] if joined else {}
+        if item.get("role") == "user" and before.get("role") == "user":
+            joined[-1] = {**before, "content": [*_parts(before["content"]), *_parts(item["content"])]}
+        else:
+            joined.append(item)
+    sent.input = joined
+    return sent
+
+
+def _parts(content: Any) -> list[Any]:
+    return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
 
 
 def _readable_call(item: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import probing
 from service import Client, errors_of, fold, service, text_of, thread_of
-from standin import Begin, Raw, StandIn, Wait
+from standin import Begin, Fail, Raw, StandIn, Wait
 
 DONE = b"data: [DONE]\n\n"
 BEGUN = (Begin("Half an answer"), Wait(0.3))
@@ -155,3 +155,11 @@ def test_use_that_is_not_known_fails_nothing(client: Client, model: StandIn) -> 
     unknown = {"prompt_tokens": -1, "completion_tokens": -1, "total_tokens": -2}
     model.will(*BEGUN, Raw(chunk({}, "stop") + data({"choices": [], "usage": unknown}) + DONE))
     assert not errors_of(client.create("Count"))
+
+
+def test_a_message_that_was_not_answered_is_sent_with_the_next(client: Client, model: StandIn) -> None:
+    model.will(Fail(400))
+    thread = thread_of(client.create("One"))
+    assert not errors_of(client.say(thread, "Two"))
+    [*_, last] = model.asked[-1].body["messages"]
+    assert [part["text"] for part in last["content"]] == ["One", "Two"]
