@@ -152,10 +152,9 @@ def _code(error: Exception) -> str:
     Servers that are not OpenAI's mostly give none of its codes, but a status, in a stream too.
     """
     if isinstance(error, openai.APIError):
-        names = [str(each) for each in (error.code, error.type, getattr(error, "status_code", None)) if each]
-        return next(
-            (STATUS.get(name, name) for name in names if name in CODES or name in STATUS), str(error.code or "")
-        )
+        names = [str(name) for name in (error.code, error.type, getattr(error, "status_code", None)) if name]
+        known = [name for name in (STATUS.get(name, name) for name in names) if name in CODES]
+        return known[0] if known else str(error.code or "")
     if isinstance(error, ModelBehaviorError):
         return next((code for code in CODES if f"code={code}" in str(error) or f"'{code}'" in str(error)), "")
     return ""
