@@ -53,7 +53,7 @@ async function go(id, { isAddressSet = false } = {}) {
   show();
   if (id && !isLoaded) await load(conversation).catch(onFailure);
   if (!id) showStart();
-  composer.focus();
+  if (!document.querySelector(".menu:popover-open")) composer.focus(); // who opened a menu meanwhile is in it
 }
 
 async function load(opened) {

@@ -1,7 +1,7 @@
 import re
 from typing import Any
 
-from playwright.sync_api import BrowserContext, expect
+from playwright.sync_api import BrowserContext, Route, expect
 
 from browser.chat_page import Chat, new_chat
 from browser.process import Service
@@ -86,6 +86,26 @@ def test_an_open_menu_stays_open_when_the_list_changes(chat: Chat, service: Serv
     service.say("say x again", chat.thread_id)
     chat.page.evaluate("dispatchEvent(new Event('focus'))")
     expect(chat.page.locator(f'[data-thread="{newest}"]')).to_be_visible()
+    expect(chat.button("Rename")).to_be_focused()
+
+
+def test_a_menu_that_is_opened_while_its_thread_is_loaded_keeps_the_focus(chat: Chat, service: Service) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if "threads.get_by_id" in (route.request.post_data or ""):
+            held.append(route)
+        else:
+            route.continue_()
+
+    chat.page.route("**/chatkit", hold)
+    chat.page.goto(f"{chat.url}/?thread={service.say('say x')}")
+    chat.page.locator("#threads [aria-current] + button").click()
+    expect(chat.button("Rename")).to_be_focused()
+    for route in held:
+        route.continue_()
+    expect(chat.answer).to_contain_text("x")
+    chat.page.evaluate("new Promise(requestAnimationFrame)")
     expect(chat.button("Rename")).to_be_focused()
 
 
