@@ -42,7 +42,7 @@ function newConversation(id) {
   return made;
 }
 
-/** Show a thread, or a new conversation for null; the address follows unless it came first. */
+/** Show a thread, or a new conversation for null; the address follows, or came first. */
 async function go(id, { isAddressSet = false } = {}) {
   closeSidebar();
   if (id && id === conversation?.id) return composer.focus();
@@ -53,7 +53,7 @@ async function go(id, { isAddressSet = false } = {}) {
   show();
   if (id && !isLoaded) await load(conversation).catch(onFailure);
   if (!id) showStart();
-  if (!document.querySelector(".menu:popover-open")) composer.focus(); // who opened a menu meanwhile is in it
+  if (!find(".menu")) composer.focus(); // a menu keeps it
 }
 
 async function load(opened) {
@@ -62,7 +62,7 @@ async function load(opened) {
   } catch (error) {
     if (!(error instanceof Refusal && error.status === 404)) throw error;
     if (opened === conversation) {
-      history.replaceState(null, "", addressOf(null)); // or the way back would lead here again
+      history.replaceState(null, "", addressOf(null)); // or Back would lead here again
       await go(null, { isAddressSet: true });
     }
     composer.note("This conversation does not exist, or is not yours.");
@@ -116,11 +116,11 @@ function onTurn(changed) {
   }
   if (changed.thread && changed.firstWords) list.show(changed.thread, changed.thread.title ? "" : changed.firstWords);
   list.mark(conversation.id, running.keys());
-  if (!changed.isRunning) list.load().catch(() => {}); // its place in the list is another one now
+  if (!changed.isRunning) list.load().catch(() => {}); // its place in the list has changed
   if (changed !== conversation) return;
   showTitle();
   composer.show(changed);
-  if (changed.isRunning && document.activeElement === document.body) composer.focus(); // what was pressed is gone
+  if (changed.isRunning && document.activeElement === document.body) composer.focus(); // what had it is gone
 }
 
 // --- the address ---------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ function fitOut() {
   onThemeChange(showTheme);
   showTheme();
   find(".skip").addEventListener("click", (event) => {
-    event.preventDefault(); // the address keeps its end
+    event.preventDefault(); // the address stays
     find("#message").focus();
   });
   find("#sign-out").hidden = !settings.login;
