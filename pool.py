@@ -9,14 +9,13 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.adapt import AdaptersMap, Buffer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
-from psycopg.types.string import StrDumperUnknown, TextLoader
 
 from conversations import ConversationStore, IncompatibleDatabase, StoreUnavailable
 from metrics import store_latency
+from postgresstrings import STRINGS
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[Any]
@@ -223,7 +222,7 @@ class Pool:
                     self._address,
                     autocommit=True,  # transactions are begun by `_transaction`
                     prepare_threshold=None,  # PgBouncer before 1.21 loses prepared statements in transaction mode
-                    context=_STRINGS,
+                    context=STRINGS,
                     row_factory=namedtuple_row,
                 )
         except TimeoutError:
@@ -272,7 +271,7 @@ def _parameters(address: str) -> str:
 def lone_connection(address: str) -> Iterator[psycopg.Connection[Any]]:
     """A connection for a command, in a transaction that is committed unless an exception ends it."""
     try:
-        with psycopg.connect(_parameters(address), prepare_threshold=None, context=_STRINGS) as connection:
+        with psycopg.connect(_parameters(address), prepare_threshold=None, context=STRINGS) as connection:
             yield connection
     except psycopg.Error as error:
         raise StoreUnavailable(_words(error)) from None
@@ -349,24 +348,3 @@ def _words(error: psycopg.Error) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-# --- strings ------------------------------------------------------------------------------------------------------
-# PostgreSQL's text cannot hold U+0000, and Python's can: an id or a title with one must neither fail nor become
-# another. U+001A (substitute) stands for it. JSON is not touched by this: it has neither, but for escapes of its own.
-
-
-class _Dumper(StrDumperUnknown):
-    def dump(self, obj: str) -> Buffer | None:
-        return super().dump(obj.replace("\x1a", "\x1a1").replace("\x00", "\x1a0"))
-
-
-class _Loader(TextLoader):
-    def load(self, data: Buffer) -> bytes | str:
-        text = super().load(data)
-        return text.replace("\x1a0", "\x00").replace("\x1a1", "\x1a") if isinstance(text, str) else text
-
-
-_STRINGS = AdaptersMap(psycopg.adapters)
-_STRINGS.register_dumper(str, _Dumper)
-_STRINGS.register_loader("text", _Loader)

@@ -8,28 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx2
-from agents import Agent, ItemHelpers, Model, ModelProvider, ModelSettings, OpenAIProvider, RunConfig, StreamEvent
+from agents import Agent, Model, ModelProvider, ModelSettings, OpenAIProvider, RunConfig, StreamEvent
 from agents.models.default_models import gpt_5_reasoning_settings_required
 from agents.models.openai_client_utils import is_official_openai_client
 from agents.result import RunResultBase
 from agents.run import CallModelData, ModelInputData
-from chatkit.types import (
-    AssistantMessageContentPartTextDelta,
-    AssistantMessageItem,
-    ClientEffectEvent,
-    ErrorEvent,
-    ThreadItemAddedEvent,
-    ThreadItemDoneEvent,
-    ThreadItemReplacedEvent,
-    ThreadItemUpdatedEvent,
-    ThreadStreamEvent,
-    WorkflowItem,
-)
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
 from considerate import ConsiderateStream, Turnstile
-from conversations import Usage, is_hidden
-from failures import NoAnswer
+from conversations import Usage
 from sdk import OpenAIClient, mended
 from telemetry import request_id
 
@@ -109,6 +96,7 @@ def run_config(upstream: Upstream, *, api: str, store: bool, tracing: bool) -> R
     OpenAI keeps answers: neither happens unless asked for.
     """
     responses = api == "responses"
+    sendable = _alternating if not responses else _sendable if store else _without_lost_reasoning
     takes_store = responses or (upstream.client is not None and is_official_openai_client(upstream.client))
     return RunConfig(
         model_provider=upstream.models,
@@ -117,7 +105,7 @@ def run_config(upstream: Upstream, *, api: str, store: bool, tracing: bool) -> R
             include_usage=None if responses else True,
         ),
         tracing_disabled=not tracing,
-        call_model_input_filter=(_sendable if store else _without_lost_reasoning) if responses else _alternating,
+        call_model_input_filter=sendable,
     )
 
 
@@ -151,7 +139,7 @@ def _without_lost_reasoning(data: CallModelData[Any]) -> ModelInputData:
 
 def _sendable(data: CallModelData[Any]) -> ModelInputData:
     """Mend texts, of tools' outputs say, that no request can carry, and calls that no server can read."""
-    sent = [_readable_call(item) for item in _mended(data.model_data.input)]
+    sent = [_with_an_object(item) for item in _mended(data.model_data.input)]
     return ModelInputData(input=sent, instructions=data.model_data.instructions)
 
 
@@ -176,7 +164,7 @@ def _parts(content: Any) -> list[Any]:
     return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
 
 
-def _readable_call(item: Any) -> Any:
+def _with_an_object(item: Any) -> Any:
     """Put an empty object for arguments that are none, as small models write them: their error is the call's output.
 
     vLLM, llama.cpp and Ollama refuse a whole conversation for them, at once and in each later turn.
@@ -267,44 +255,3 @@ def _letters(value: Any) -> int:
 def estimated_usage(model: str, asked: int, answered: int, *, requests: int = 1) -> Usage:
     """Return what so many letters use, at four letters a token. User and day are the store's to know."""
     return Usage("", "", model, requests, asked // 4, answered // 4)
-
-
-def unsaid_or_none(run: RunResultBase) -> str | None:
-    """Return the text of a run that showed nothing, of a server that streams no more than the end.
-
-    None where its last response did something else, called a tool say; raises `NoAnswer` where it did nothing at all.
-    """
-    output = run.raw_responses[-1].output if run.raw_responses else []
-    if any(item.type not in ("message", "reasoning") for item in output):
-        return None
-    text = "".join(ItemHelpers.extract_text(item) or "" for item in output if item.type == "message")
-    if not text.strip():
-        raise NoAnswer
-    return text
-
-
-def is_shown(event: ThreadStreamEvent) -> bool:
-    """Whether the event shows anything but that the model thinks, and what is gone afterwards."""
-    match event:
-        case (
-            ThreadItemAddedEvent(item=WorkflowItem(workflow=workflow))
-            | ThreadItemDoneEvent(item=WorkflowItem(workflow=workflow))
-        ):
-            return workflow.type != "reasoning"
-        case ThreadItemAddedEvent(item=item) | ThreadItemReplacedEvent(item=item):
-            return not isinstance(item, AssistantMessageItem) and not is_hidden(item)
-        case ThreadItemDoneEvent(item=item) if not isinstance(item, AssistantMessageItem):
-            return not is_hidden(item)
-        case ClientEffectEvent() | ErrorEvent():
-            return True
-    return is_said(event)
-
-
-def is_said(event: ThreadStreamEvent) -> bool:
-    """Whether the event shows text of an answer."""
-    match event:
-        case ThreadItemUpdatedEvent(update=AssistantMessageContentPartTextDelta(delta=delta)):
-            return bool(delta.strip())
-        case ThreadItemDoneEvent(item=AssistantMessageItem(content=content)):
-            return any(part.text.strip() for part in content)
-    return False

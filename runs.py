@@ -8,26 +8,36 @@ from datetime import UTC, datetime
 from inspect import isawaitable
 from typing import Any
 
-from agents import Agent, ModelSettings, RunConfig, RunContextWrapper, Runner
+from agents import Agent, ItemHelpers, ModelSettings, RunConfig, RunContextWrapper, Runner
 from agents.exceptions import ModelRefusalError, UserError
+from agents.result import RunResultBase
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
     AssistantMessageContent,
+    AssistantMessageContentPartTextDelta,
     AssistantMessageItem,
+    ClientEffectEvent,
+    ErrorEvent,
     ThreadItem,
+    ThreadItemAddedEvent,
     ThreadItemDoneEvent,
+    ThreadItemReplacedEvent,
+    ThreadItemUpdatedEvent,
     ThreadMetadata,
+    ThreadStreamEvent,
     UserMessageItem,
+    WorkflowItem,
 )
 
 import metrics
 from agentmodule import AgentModule
 from attachments import Attachments, KeptImages
 from context import RequestContext
-from conversations import ConversationStore, Usage
+from conversations import ConversationStore, Usage, is_hidden
+from failures import NoAnswer
 from history import HistoryConverter, RecordingContext, load_history, workflow_to_go_on
 from leases import RETRY_SECONDS
-from provider import Counted, is_said, is_shown, model_name, unsaid_or_none, with_reasoning_kept
+from provider import Counted, model_name, with_reasoning_kept
 from sdk import StreamedContext, stream_agent_response
 from telemetry import note_first_token
 from titles import title_by_model
@@ -118,13 +128,13 @@ class AgentRuns:
             images = KeptImages(self._attachments, self._store, thread.id, context)
             async for event in stream_agent_response(agent_context, counted, converter=images):
                 yield event
-                has_shown = has_shown or is_shown(event)
-                if not has_said and is_said(event):
+                has_shown = has_shown or _is_shown(event)
+                if not has_said and _is_said(event):
                     has_said = True
                     note_first_token()
             if run.interruptions:  # or the turn would end without a word
                 raise UserError("a tool of the agent needs an approval, for which ChatKit has no question")
-            if not has_shown and (unsaid := unsaid_or_none(run)):
+            if not has_shown and (unsaid := _unsaid_or_none(run)):
                 yield ThreadItemDoneEvent(item=self._assistant_message(thread, unsaid, context))
         except ModelRefusalError as refusal:
             if not has_said:  # the Agents SDK (0.24) may drop the message that it raises this for
@@ -176,3 +186,40 @@ async def beginning_with(tool: str, agent: Agent[Any], agent_context: StreamedCo
     if tool not in {each.name for each in tools}:
         raise CustomStreamError(f"The agent has no tool “{tool[:100]}”. Choose another, or none.")
     return agent.clone(model_settings=agent.model_settings.resolve(ModelSettings(tool_choice=tool)))
+
+
+def _unsaid_or_none(run: RunResultBase) -> str | None:
+    """Return the text of a run that showed nothing, of a server that streams no more than the end.
+
+    None where its last response did something else, called a tool say; raises `NoAnswer` where it did nothing at all.
+    """
+    output = run.raw_responses[-1].output if run.raw_responses else []
+    if any(item.type not in ("message", "reasoning") for item in output):
+        return None
+    text = "".join(ItemHelpers.extract_text(item) or "" for item in output if item.type == "message")
+    if not text.strip():
+        raise NoAnswer
+    return text
+
+
+def _is_shown(event: ThreadStreamEvent) -> bool:
+    """Whether the event shows anything but that the model thinks, and what is gone afterwards."""
+    match event:
+        case ClientEffectEvent() | ErrorEvent():
+            return True
+        case ThreadItemAddedEvent(item=item) | ThreadItemDoneEvent(item=item) | ThreadItemReplacedEvent(item=item):
+            if isinstance(item, WorkflowItem):
+                return item.workflow.type != "reasoning"
+            if not isinstance(item, AssistantMessageItem):
+                return not is_hidden(item)
+    return _is_said(event)
+
+
+def _is_said(event: ThreadStreamEvent) -> bool:
+    """Whether the event shows text of an answer."""
+    match event:
+        case ThreadItemUpdatedEvent(update=AssistantMessageContentPartTextDelta(delta=delta)):
+            return bool(delta.strip())
+        case ThreadItemDoneEvent(item=AssistantMessageItem(content=content)):
+            return any(part.text.strip() for part in content)
+    return False

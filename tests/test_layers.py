@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [
-    {"metrics", "progress", "chatkitlogger", "collector"},
+    {"metrics", "progress", "chatkitlogger", "collector", "postgresstrings"},
     {"context", "settings", "keyset", "sockets", "page", "connections", "considerate"},
     {"conversations", "auth", "local", "telemetry"},
     {"failures", "completions", "openitems", "rows", "users", "sqlite", "sqliteschema", "pool", "postgresschema"},
