@@ -1,7 +1,7 @@
 """Answers of servers of the Chat Completions API, as the Agents SDK (0.24) reads those of OpenAI's."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -23,17 +23,18 @@ CUT_OFF = {
 """Why servers end an answer in the middle, and the Responses API's word for it."""
 
 
-def whole(answer: AsyncStream[ChatCompletionChunk]) -> AsyncIterator[ChatCompletionChunk]:
-    """Return what yields an answer's chunks, and raises where it ends in the middle.
+def require_whole(answer: AsyncStream[ChatCompletionChunk]) -> None:
+    """Have the answer raise, while it is read, where it ends in the middle.
 
     The Agents SDK takes an answer for whole whose connection was closed in it, and would run a tool whose arguments
     are not all there; of the reasons to end one it knows OpenAI's two, and says nothing of those once a word was said.
     """
-    return _whole(answer, answer._iterator, answer._iter_events)
+    reading: Any = answer
+    reading._iterator = _whole(answer, reading._iterator)
 
 
-async def _whole(answer: Any, chunks: Any, events: Callable[[], AsyncIterator[Any]]) -> AsyncIterator[Any]:
-    request, calls = answer.response.request, _Calls()
+async def _whole(answer: Any, chunks: AsyncGenerator[ChatCompletionChunk, None]) -> AsyncIterator[ChatCompletionChunk]:
+    request, calls, events = answer.response.request, _Calls(), answer._iter_events
     ended = begun = False
 
     async def noting_the_end() -> AsyncIterator[Any]:

@@ -19,7 +19,7 @@ from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import ResponseReasoningSummaryTextDeltaEvent, ResponseStreamEvent
 from pydantic import BaseModel, Field, PrivateAttr, TypeAdapter, ValidationError
 
-from completions import readable, whole
+from completions import readable, require_whole
 from context import RequestContext
 from conversations import new_id
 from failures import Refused
@@ -213,13 +213,14 @@ class OpenAIClient(AsyncOpenAI):
 
 
 def _read_whole(completions: T) -> None:
+    """Have answers that the resource's `create` streams raise where they end in the middle."""
     reading: Any = completions
     create: Callable[..., Awaitable[Any]] = reading.create
 
     async def create_whole(**arguments: Any) -> Any:
         answer = await create(**arguments)
         if isinstance(answer, AsyncStream):
-            answer._iterator = whole(answer)
+            require_whole(answer)
         return answer
 
     reading.create = create_whole
