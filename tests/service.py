@@ -27,7 +27,7 @@ from warm import ROOT, Forked
 T = TypeVar("T")
 
 
-def eventually(found: Callable[[], T], seconds: float = 30.0, what: str = "it") -> T:
+def eventually(found: Callable[[], T], seconds: float = 10.0, what: str = "it") -> T:
     """Return the first true value, or fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not (value := found()):

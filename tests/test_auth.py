@@ -660,7 +660,7 @@ async def test_neither_a_fetch_nor_a_request_that_waits_for_it_takes_longer_than
             with pytest.raises(KeysUnavailable):
                 await verifier.verify(issuer.token())
             seconds = time.monotonic() - begun_at
-            await until(lambda: issuer.open_connections == 0)
+            await until(lambda: issuer.open_connections == 0, 0.5)
             return seconds
 
     with Issuer() as silent, Issuer() as dripping:

@@ -328,9 +328,6 @@ def test_what_was_shown_while_the_database_was_locked_is_stored_once_it_is_not(
 
 # --- shutting down ------------------------------------------------------------------------------------------------
 
-BUSY_SECONDS = 5
-"""By so much the machine may be late, where others use it too."""
-
 
 def test_a_shutdown_lets_turns_end_within_the_grace_and_stops_and_stores_the_others(
     model: StandIn, either: Database, tmp_path: Path
@@ -348,7 +345,7 @@ def test_a_shutdown_lets_turns_end_within_the_grace_and_stops_and_stores_the_oth
         seconds = ended_after(running, signal.SIGTERM, streams)
         print(f"exit code {running.process.returncode} after {seconds:.2f} s of a grace of 3 s")
     assert running.process.returncode == 0
-    assert seconds < 3 + 5 + BUSY_SECONDS
+    assert seconds < 3 + 5
     assert all(stream.is_whole for stream in streams)
     for stream in ending:
         assert errors_of(stream.seen) == []
@@ -388,7 +385,7 @@ def test_a_tool_that_nobody_can_stop_does_not_hold_the_process(model: StandIn, d
         assert error["message"] == "The answer took too long and was stopped."
         seconds = ended_after(running, signal.SIGTERM, [])
         assert running.process.returncode == 0
-        assert seconds < 1 + 5 + BUSY_SECONDS
+        assert seconds < 1 + 5
     assert rows(database, "SELECT * FROM leases") == []
 
 
@@ -407,10 +404,10 @@ def test_tools_that_nobody_can_stop_leave_room_for_others(model: StandIn, databa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_service_ends_at_once_and_well(number: int, model: StandIn, database: Path, tmp_path: Path) -> None:
-    with process(tmp_path, **probing(model, database, SHUTDOWN_GRACE_SECONDS="60")) as running:
+    with process(tmp_path, **probing(model, database)) as running:
         running.create()
         seconds = ended_after(running, number, [])
-    assert (running.process.returncode, seconds < 3 + BUSY_SECONDS) == (0, True), f"{seconds:.2f} s\n{running.log}"
+    assert (running.process.returncode, seconds < 3) == (0, True), f"{seconds:.2f} s\n{running.log}"
 
 
 def test_several_workers_end_together_and_leave_no_process_behind(
@@ -427,7 +424,7 @@ def test_several_workers_end_together_and_leave_no_process_behind(
         seconds = ended_after(running, signal.SIGTERM, streams)
         print(f"exit code {running.process.returncode} after {seconds:.2f} s of a grace of 1 s")
         assert running.process.returncode == 0
-        assert seconds < 1 + 5 + 2 * BUSY_SECONDS  # the workers end one after the other
+        assert seconds < 1 + 5 + 10  # the workers end one after the other, and others may use the machine
         eventually(lambda: not [child for child in children if Path(f"/proc/{child}").exists()], 2, "their end")
     for stream in streams:
         assert len(errors_of(stream.seen)) == 1

@@ -132,7 +132,8 @@ def test_whichever_worker_is_asked_answers_for_all_and_for_those_that_died(tmp_p
                 stream.read(0.5)
                 if stream.ended:
                     break
-        eventually(lambda: fresh(client.url)["chatkit_open_streams"] == 0, what="the end of the dead worker's figure")
+        ended = "the end of the dead worker's figure"  # uvicorn starts successors one after the other, and then waits
+        eventually(lambda: fresh(client.url)["chatkit_open_streams"] == 0, 30, ended)
         assert fresh(client.url)[completed] == turns
         client.signal(signal.SIGTERM)
         assert client.wait(60) == 0

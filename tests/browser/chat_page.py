@@ -20,7 +20,7 @@ FLAGS = [
 ]
 NO_CHROMIUM = "Chromium is needed: `apt-get install -y chromium`, or let CHROMIUM name its program."
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=10_000)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def cost_of_a_delta(context: BrowserContext, service: Service, turns: int) -> fl
 
     began = work()
     chat.begin(f"deltas {DELTAS}")
-    expect(chat.answer).to_contain_text(f"word{DELTAS - 1}")
+    expect(chat.answer).to_contain_text(f"word{DELTAS - 1}", timeout=30_000)
     expect(chat.stop).to_be_hidden()
     cost = (work() - began) / DELTAS * 1000
     chat.page.close()

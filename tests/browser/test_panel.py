@@ -105,7 +105,7 @@ def test_a_panel_that_says_nothing_for_ten_seconds_is_explained(page: Page, keye
         ),
     )
     page.goto(f"{keyed.url}/", wait_until="commit")
-    expect(page.locator("openai-chatkit" if script else f'script[src="{SCRIPT}"]')).to_be_attached()
+    expect(page.locator("openai-chatkit" if script else f'script[src="{SCRIPT}"]')).to_be_attached(timeout=30_000)
     page.clock.fast_forward(9_900)
     expect(page.get_by_role("alert")).to_have_count(0)
     page.clock.fast_forward(200)

@@ -192,7 +192,7 @@ def test_an_answer_that_a_crash_broke_off_is_shown_as_it_was_kept(
     expect(chat.page.locator("#banner")).to_be_empty()
     chat.page.reload()
     expect(chat.page.locator("article.user")).to_contain_text("slow")
-    expect(chat.answer).to_contain_text("word5")  # once the dead turn's lease has run out
+    expect(chat.answer).to_contain_text("word5", timeout=15_000)  # once the dead turn's lease has run out
     assert chat.problems == []
 
 
