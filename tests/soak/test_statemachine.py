@@ -206,10 +206,12 @@ class Conversations(RuleBasedStateMachine):
         thread.checkpoints.clear()
         thread.lease, thread.died = None, False
 
-    def drop_attachments(self, ids: list[str | None], user: str) -> None:
-        for each in ids:
-            if each in self.attachments and self.attachments[each].user == user:
-                del self.attachments[each]
+    def drop_attachments_of(self, gone: list[Row], thread: Thread) -> None:
+        """Forget what these items had, and no item that stays."""
+        kept = {row.attachment for row in thread.items.values()}
+        for name in {row.attachment for row in gone} - kept:
+            if name in self.attachments:
+                del self.attachments[name]
 
     # --- threads and items ------------------------------------------------------------------------------------------
 
@@ -303,7 +305,7 @@ class Conversations(RuleBasedStateMachine):
             thread.checkpoints.pop(name, None)
             thread.feedback.pop(name, None)
             if row := thread.items.pop(name, None):
-                self.drop_attachments([row.attachment], thread.user)
+                self.drop_attachments_of([row], thread)
 
     @has_threads
     @rule(number=which, as_whom=who, name=names)
@@ -319,7 +321,7 @@ class Conversations(RuleBasedStateMachine):
             gone = {each: row for each, row in thread.items.items() if row.place > place}
             thread.items = {each: row for each, row in thread.items.items() if each not in gone}
             thread.feedback = {each: kind for each, kind in thread.feedback.items() if each not in gone}
-            self.drop_attachments([row.attachment for row in gone.values()], thread.user)
+            self.drop_attachments_of([*gone.values()], thread)
 
     # --- turns ------------------------------------------------------------------------------------------------------
 
