@@ -1,11 +1,14 @@
-"""The figures: each takes one sample of each contestant in every round, so that they share what the machine does."""
+"""The figures: a round takes one sample of each contestant for each, so that they share what the machine does.
+
+Rounds are spread over the whole run: the spread of a figure has what the machine does in that hour.
+"""
 
 import asyncio
 import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +36,12 @@ class Results:
 class Sizes:
     """How much each figure does; the quick form does little of everything."""
 
-    rounds: int = 5
+    rounds: int = 9
     clients: tuple[int, ...] = (1, 32, 256)
-    turns_each: tuple[int, ...] = (40, 8, 2)
+    turns_each: tuple[int, ...] = (20, 4, 2)
     history: int = 9
     """Turns that each thread has behind it beside the first: 21 items go to the model with the new message."""
-    long_turns: tuple[tuple[int, int], ...] = ((50, 12), (1000, 3), (10_000, 1))
+    long_turns: tuple[tuple[int, int], ...] = ((50, 12), (1000, 2), (10_000, 1))
     """Deltas, and how many such turns each of four clients takes."""
     paced: tuple[int, ...] = (200, 256)
     requests: int = 400
@@ -79,6 +82,7 @@ class Bench:
         self.contestants: dict[str, Contestant] = {}
         self.users: dict[str, list[Client]] = {}
         self.databases = 0
+        self.round = 0
 
     @property
     def items_of_a_thread(self) -> int:
@@ -173,21 +177,20 @@ class Bench:
         events = [line for line in bytes(answer.body).split(b"\r\n") if line.startswith(b"data: ")]
         (self.directory / "stream.sse").write_bytes(b"".join(events))
 
-    async def rounds(self, names: list[str], sample: Callable[[Contestant], Coroutine[Any, Any, None]]) -> None:
-        """Sample all, another one first in each round."""
-        for number in range(self.sizes.rounds):
-            place = number % len(names)
-            for name in names[place:] + names[:place]:
-                if name in self.contestants:
-                    await sample(self.contestants[name])
+    def in_turn(self, *names: str) -> list[str]:
+        """Return them with another one first in each round."""
+        place = self.round % len(names)
+        return [*names[place:], *names[:place]]
+
+    def contestants_in_turn(self, *names: str) -> list[Contestant]:
+        return [self.contestants[name] for name in self.in_turn(*names)]
 
     # --- turns ----------------------------------------------------------------------------------------------------
 
     async def turns(self) -> None:
+        self.upstream.script = Script()
         for users, turns_each in zip(self.sizes.clients, self.sizes.turns_each, strict=True):
-            self.upstream.script = Script()
-
-            async def sample(contestant: Contestant, users: int = users, turns_each: int = turns_each) -> None:
+            for contestant in self.contestants_in_turn(OURS, MEMORY, SQLITE, BARE, WIRE):
                 begin, cpu = clock(), contestant.cpu_seconds()
                 answered = await self.talk(contestant, users, turns_each)
                 seconds, cpu = clock() - begin, contestant.cpu_seconds() - cpu
@@ -197,13 +200,11 @@ class Bench:
                     waits = [answer.first_delta_at - answer.asked_at for answer in answered]
                     self._add_waits("to the first delta, 1 client", contestant, waits)
 
-            await self.rounds([OURS, MEMORY, SQLITE, BARE, WIRE], sample)
-
     async def long_turns(self) -> None:
         """In threads of their own, so that no long answer is part of another one's cost."""
+        longest = self.sizes.long_turns[-1][0]  # which says what a delta costs as an answer grows
         for deltas, turns_each in self.sizes.long_turns:
-
-            async def sample(contestant: Contestant, deltas: int = deltas, turns_each: int = turns_each) -> None:
+            for contestant in self.contestants_in_turn(*([OURS] if deltas == longest else [OURS, MEMORY, BARE])):
                 kept = self.users.get(contestant.name, [])
                 if contestant.name != BARE:
                     self.users[contestant.name] = await self.open_users(contestant, 4)
@@ -216,19 +217,15 @@ class Bench:
                     hang_up(self.users[contestant.name])
                     self.users[contestant.name] = kept
 
-            is_longest = deltas == self.sizes.long_turns[-1][0]  # which says what a delta costs as an answer grows
-            await self.rounds([OURS] if is_longest else [OURS, MEMORY, BARE], sample)
-
     async def paced(self) -> None:
-        """Streams of 20 deltas a second: each user says three things, and the first is not counted."""
+        """Streams of 20 deltas a second: each user says two things, and the first is not counted."""
         self.upstream.script = script = Script(gap_seconds=0.05)
         for users in self.sizes.paced:
-
-            async def sample(contestant: Contestant, users: int = users) -> None:
+            for contestant in self.contestants_in_turn(OURS, MEMORY):
                 cpu = contestant.cpu_seconds()
-                answered = await self.talk(contestant, users, 3, stagger_seconds=2.5)
+                answered = await self.talk(contestant, users, 2, stagger_seconds=2.5)
                 cpu = contestant.cpu_seconds() - cpu
-                counted = [answer for place, answer in enumerate(answered) if place % 3]
+                counted = answered[1::2]
                 load = f"{users} streams of 20 deltas/s"
                 waits = [answer.first_delta_at - answer.asked_at for answer in counted]
                 self._add_waits(f"to the first delta, {load}", contestant, waits)
@@ -236,8 +233,6 @@ class Bench:
                 late = [answer.ended_at - answer.asked_at - lasted for answer in counted]
                 self._add_waits(f"added to a whole answer, {load}", contestant, late)
                 self.results.add(f"CPU ms per turn, {load}", contestant.name, cpu / len(answered) * 1000)
-
-            await self.rounds([OURS, MEMORY], sample)
 
     def _add_waits(self, what: str, contestant: Contestant, waits: list[float]) -> None:
         """The stand-in waits for nothing but its pauses, so that all time beside them was added to it."""
@@ -249,95 +244,90 @@ class Bench:
 
     async def requests(self) -> None:
         for operation in ("threads.list", "threads.get_by_id", "threads.update"):
-
-            async def sample(contestant: Contestant, operation: str = operation) -> None:
-                async def user(client: Client) -> None:
-                    params: dict[str, Any] = {} if operation == "threads.list" else {"thread_id": client.thread_id}
-                    for _ in range(self.sizes.requests // 8):
-                        if operation == "threads.update":
-                            await client.rename(marker())  # another one each time, or there is nothing to store
-                        else:
-                            await client.connection.send(operation, params)
-
+            for contestant in self.contestants_in_turn(OURS, MEMORY, SQLITE):
                 begin, cpu = clock(), contestant.cpu_seconds()
-                await asyncio.gather(*[user(client) for client in self.users[contestant.name][:8]])
+                await asyncio.gather(*[self._ask(user, operation) for user in self.users[contestant.name][:8]])
                 seconds, cpu = clock() - begin, contestant.cpu_seconds() - cpu
                 self.results.add(f"{operation} a second", contestant.name, self.sizes.requests / seconds)
                 name = f"CPU ms per {operation}"
                 self.results.add(name, contestant.name, cpu / self.sizes.requests * 1000)
 
-            await self.rounds([OURS, MEMORY, SQLITE], sample)
+    async def _ask(self, user: Client, operation: str) -> None:
+        """Have one of eight users send its part of the requests."""
+        params = {} if operation == "threads.list" else {"thread_id": user.thread_id}
+        for _ in range(self.sizes.requests // 8):
+            if operation == "threads.update":
+                await user.rename(marker())  # another one each time, or there is nothing to store
+            else:
+                await user.connection.send(operation, params)
 
     # --- memory, start, workers -----------------------------------------------------------------------------------
 
     async def silent(self) -> None:
         """Memory per stream that is open and says nothing, in a process that has been warmed up."""
         silent = self.sizes.silent
-        for _ in range(self.sizes.rounds):
-            for name in (OURS, MEMORY, BARE):  # threads of one exchange, and the new message
-                async with self.start(name) as contestant:
-                    kept, self.users[name] = self.users.get(name, []), []
-                    if name == BARE:  # as many turns as the others have had when their users have come
-                        self.upstream.script = Script(deltas=1)
-                        await self.talk(contestant, 32, silent // 32, items=1)
-                    else:
-                        self.users[name] = await self.open_users(contestant, silent)
-                    self.upstream.script = Script()
-                    await self.talk(contestant, 32, 2, items=3)
-                    hang_up(self.users[name])
-                    await asyncio.sleep(1)
-                    before = contestant.memory_bytes()
-                    answers, self.upstream.script = self.upstream.answers, Script(hangs=True)
-                    talking = asyncio.create_task(self.talk(contestant, silent, 1, items=3))
-                    while self.upstream.answers < answers + silent:
-                        assert not talking.done(), talking.exception()
-                        await asyncio.sleep(0.05)
-                    await asyncio.sleep(2)  # for what follows the first delta: checkpoints are written each half second
+        for name in self.in_turn(OURS, MEMORY, BARE):  # threads of one exchange, and the new message
+            async with self.start(name) as contestant:
+                kept, self.users[name] = self.users.get(name, []), []
+                if name == BARE:  # as many turns as the others have had when their users have come
+                    self.upstream.script = Script(deltas=1)
+                    await self.talk(contestant, 32, silent // 32, items=1)
+                else:
+                    self.users[name] = await self.open_users(contestant, silent)
+                self.upstream.script = Script()
+                await self.talk(contestant, 32, 2, items=3)
+                hang_up(self.users[name])
+                await asyncio.sleep(1)
+                before = contestant.memory_bytes()
+                answers, self.upstream.script = self.upstream.answers, Script(hangs=True)
+                talking = asyncio.create_task(self.talk(contestant, silent, 1, items=3))
+                while self.upstream.answers < answers + silent:
                     assert not talking.done(), talking.exception()
-                    assert all(user.connection.is_answering for user in self.users[name])
-                    after = contestant.memory_bytes()
-                    self.results.add("KB per silent stream", name, (after - before) / silent / 1000)
-                    self.results.add(f"MB with {silent} silent streams", name, after / 1e6)
-                    hang_up(self.users[name])
-                    contestant.process.kill()
-                    talking.cancel()
-                    await asyncio.wait({talking})
-                    self.users[name] = kept
+                    await asyncio.sleep(0.05)
+                await asyncio.sleep(2)  # for what follows the first delta: checkpoints are written each half second
+                assert not talking.done(), talking.exception()
+                assert all(user.connection.is_answering for user in self.users[name])
+                after = contestant.memory_bytes()
+                self.results.add("KB per silent stream", name, (after - before) / silent / 1000)
+                self.results.add(f"MB with {silent} silent streams", name, after / 1e6)
+                hang_up(self.users[name])
+                contestant.process.kill()
+                talking.cancel()
+                await asyncio.wait({talking})
+                self.users[name] = kept
 
     async def start_up(self) -> None:
         """From the process's start to its first whole answer; what it holds after that, and while nobody has asked."""
-        for _ in range(self.sizes.rounds):
-            for name in (OURS, MEMORY):
-                self.upstream.script = Script(deltas=1)
-                begin = clock()
-                async with self.start(name) as contestant:
-                    client = await Client.open(contestant.port)
-                    self.results.add("ms from start to first answer", name, (clock() - begin) * 1000)
-                    await asyncio.sleep(1)
-                    self.results.add("memory after the first answer, MB", name, contestant.resident_bytes() / 1e6)
-                    client.connection.close()
-                async with self.start(name) as contestant:
-                    await asyncio.sleep(2)  # so that it has started, whatever it does behind the scenes
-                    self.results.add("idle memory, MB", name, contestant.resident_bytes() / 1e6)
-            imported = await self.direct("memory")
-            self.results.add("ms from start to first answer", "import", imported["seconds"] * 1000)
-            for figure in ("memory after the first answer, MB", "idle memory, MB"):
-                self.results.add(figure, "import", imported["bytes"] / 1e6)
+        for name in self.in_turn(OURS, MEMORY):
+            self.upstream.script = Script(deltas=1)
+            begin = clock()
+            async with self.start(name) as contestant:
+                client = await Client.open(contestant.port)
+                self.results.add("ms from start to first answer", name, (clock() - begin) * 1000)
+                await asyncio.sleep(1)
+                self.results.add("memory after the first answer, MB", name, contestant.resident_bytes() / 1e6)
+                client.connection.close()
+            async with self.start(name) as contestant:
+                await asyncio.sleep(2)  # so that it has started, whatever it does behind the scenes
+                self.results.add("idle memory, MB", name, contestant.resident_bytes() / 1e6)
+        imported = await self.direct("memory")
+        self.results.add("ms from start to first answer", "import", imported["seconds"] * 1000)
+        for figure in ("memory after the first answer, MB", "idle memory, MB"):
+            self.results.add(figure, "import", imported["bytes"] / 1e6)
 
     async def workers(self) -> None:
         """One process and two, on all cores, which they share with the load."""
-        for _ in range(self.sizes.rounds):
-            for workers in (2, 1):
-                name = f"{workers} worker{'s' * (workers > 1)}"
-                async with self.start(OURS, environ={"WORKERS": str(workers)}, cores=CORES) as contestant:
-                    kept = self.users.get(OURS, [])
-                    self.users[OURS] = await self.open_users(contestant, 32)
-                    self.upstream.script = Script()
-                    await self.talk(contestant, 32, 1)
-                    begin = clock()
-                    answered = await self.talk(contestant, 32, self.sizes.turns_each[1])
-                    self.results.add("turns a second, all cores", name, len(answered) / (clock() - begin))
-                    self.users[OURS] = kept
+        for workers in (2, 1):
+            name = f"{workers} worker{'s' * (workers > 1)}"
+            async with self.start(OURS, environ={"WORKERS": str(workers)}, cores=CORES) as contestant:
+                kept = self.users.get(OURS, [])
+                self.users[OURS] = await self.open_users(contestant, 32)
+                self.upstream.script = Script()
+                await self.talk(contestant, 32, 1)
+                begin = clock()
+                answered = await self.talk(contestant, 32, self.sizes.turns_each[1])
+                self.results.add("turns a second, all cores", name, len(answered) / (clock() - begin))
+                self.users[OURS] = kept
 
     async def endurance(self) -> None:
         """What the process holds while it answers so many turns that a leak would show; not part of a full run."""
@@ -373,23 +363,23 @@ class Bench:
     async def store(self) -> None:
         few, many = 1000, self.sizes.items
         for items in (few, many):
-            await self.direct("build", self.directory / f"{items}.db", items)
-        for _ in range(self.sizes.rounds):
-            disk = await self.direct("disk", self.directory / "disk")
-            self.results.add("ms until 4 KB are on the disk", "fsync", disk["milliseconds"])
-            wrote = await self.direct("writes", self.directory / "writes.db", self.sizes.writes_each)
-            for kind, name in (("together", OURS), ("each", "a commit each")):
-                self.results.add("durable writes a second, 64 writers", name, wrote[kind])
-                self.results.add("ms for a durable write, 64 writers, p99", name, wrote[f"{kind}_p99"])
-            for items in (many, few):
-                read = await self.direct("page", self.directory / f"{items}.db", items)
-                self.results.add("CPU µs per page of 20 items", f"{items} items", read["microseconds"])
-            verified = await self.direct("tokens")
-            for algorithm in ("EdDSA", "ES256", "RS256"):
-                name = f"CPU µs per token, {algorithm}"
-                self.results.add(name, OURS, verified[algorithm])
-                if f"{algorithm} jose" in verified:
-                    self.results.add(name, "python-jose", verified[f"{algorithm} jose"])
+            if not (built := self.directory / f"{items}.db").exists():
+                await self.direct("build", built, items)
+        disk = await self.direct("disk", self.directory / "disk")
+        self.results.add("ms until 4 KB are on the disk", "fsync", disk["milliseconds"])
+        wrote = await self.direct("writes", self.directory / "writes.db", self.sizes.writes_each)
+        for kind, name in (("together", OURS), ("each", "a commit each")):
+            self.results.add("durable writes a second, 64 writers", name, wrote[kind])
+            self.results.add("ms for a durable write, 64 writers, p99", name, wrote[f"{kind}_p99"])
+        for items in (many, few):
+            read = await self.direct("page", self.directory / f"{items}.db", items)
+            self.results.add("CPU µs per page of 20 items", f"{items} items", read["microseconds"])
+        verified = await self.direct("tokens")
+        for algorithm in ("EdDSA", "ES256", "RS256"):
+            name = f"CPU µs per token, {algorithm}"
+            self.results.add(name, OURS, verified[algorithm])
+            if f"{algorithm} jose" in verified:
+                self.results.add(name, "python-jose", verified[f"{algorithm} jose"])
 
 
 GROUPS = {
@@ -406,7 +396,7 @@ GROUPS = {
 """What `--only` names: the figures, and the contestants that they need running."""
 
 ALONE = {"endurance"}
-"""What takes too long for a full run."""
+"""What takes too long for a full run, and has no rounds."""
 
 
 @asynccontextmanager

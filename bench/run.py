@@ -79,10 +79,14 @@ async def measure(options: argparse.Namespace) -> None:
             async with standing_in() as upstream:
                 bench = Bench(sizes, results, upstream, Path(directory))
                 async with prepared(bench, groups):
-                    for group in groups:
-                        started = time.monotonic()
-                        await GROUPS[group][0](bench)
-                        print(f"bench: {group} in {time.monotonic() - started:.0f} s", flush=True)
+                    rounds = 1 if ALONE.issuperset(groups) else sizes.rounds
+                    for number in range(rounds):
+                        bench.round = number
+                        for group in groups:
+                            started = time.monotonic()
+                            await GROUPS[group][0](bench)
+                            took = f"{group} in {time.monotonic() - started:.0f} s"
+                            print(f"bench: round {number + 1} of {rounds}: {took}", flush=True)
     finally:  # what was measured before an interruption is worth reading
         minutes = (time.monotonic() - begin) / 60
         print(report(results, minutes))
