@@ -1,7 +1,8 @@
 """`Runner.run_streamed` alone, with the SDK's own model and client; its events are thrown away.
 
 Each line on standard input is `{"turns": [[marker, ...], ...], "items": 20}`: for each client the messages that it
-sends one after the other, and how many items go with each. One line comes back when all are answered.
+sends one after the other, and how many items go with the first; two more, at most 21, go with each that follows. One
+line comes back when all are answered.
 """
 
 import asyncio
@@ -19,7 +20,8 @@ EXCHANGES = [
 
 
 async def client(agent: Agent[Any], markers: list[str], items: int) -> None:
-    for marker in markers:
+    for place, marker in enumerate(markers):
+        items = min(len(EXCHANGES) + 1, items + 2 * (place > 0))
         before = EXCHANGES[1 - items :] if items > 1 else []
         message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": marker}]}
         run = Runner.run_streamed(agent, [*before, message])

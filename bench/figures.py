@@ -1,25 +1,33 @@
-"""The figures: a round takes one sample of each contestant for each, so that they share what the machine does.
+"""The figures: in each round every figure takes one sample of every contestant that it has.
 
-Rounds are spread over the whole run: the spread of a figure has what the machine does in that hour.
+So they share what the machine does, and a figure's spread has what the machine does during the whole run.
 """
 
 import asyncio
 import json
 import os
+import random
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, TypeVar
 
 from contestants import BENCH, CORES, MEASURED, ROOT, Contestant, running
 from load import Answer, Client, Connection, Script, Upstream, clock, marker
 
 OURS, MEMORY, SQLITE, BARE, WIRE = "ours", "template", "template, sqlite3", "bare run", "wire"
 HISTORY_ITEMS = 21
-"""An odd number begins with a message of the user's, where the service would begin anyway."""
+"""What goes to the model at most, with the new message. An odd number begins with a message of the user's, where the
+service would begin anyway."""
+TURNS_BEFORE = (HISTORY_ITEMS - 3) // 2
+"""That each thread has behind it, beside its first, where the history is to be as long as it gets."""
+SETTLING_SECONDS = 0.3
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -36,15 +44,14 @@ class Results:
 class Sizes:
     """How much each figure does; the quick form does little of everything."""
 
-    rounds: int = 9
+    rounds: int = 7
+    """By chance alone, the median of seven lies outside the spread of seven others once in 14 times (of five, in 6)."""
     clients: tuple[int, ...] = (1, 32, 256)
     turns_each: tuple[int, ...] = (20, 4, 2)
-    history: int = 9
-    """Turns that each thread has behind it beside the first: 21 items go to the model with the new message."""
     long_turns: tuple[tuple[int, int], ...] = ((50, 12), (1000, 2), (10_000, 1))
     """Deltas, and how many such turns each of four clients takes."""
     paced: tuple[int, ...] = (200, 256)
-    requests: int = 400
+    requests: int = 800
     silent: int = 1000
     writes_each: int = 300
     items: int = 1_000_000
@@ -55,7 +62,6 @@ QUICK = Sizes(
     rounds=2,
     clients=(1, 32),
     turns_each=(15, 3),
-    history=1,
     long_turns=((50, 6), (1000, 1), (3000, 1)),
     paced=(64,),
     requests=100,
@@ -83,11 +89,6 @@ class Bench:
         self.users: dict[str, list[Client]] = {}
         self.databases = 0
         self.round = 0
-
-    @property
-    def items_of_a_thread(self) -> int:
-        """What goes to the model: a thread's history and the new message, `HISTORY_ITEMS` in full."""
-        return min(HISTORY_ITEMS, 2 * (self.sizes.history + 1) + 1)
 
     # --- contestants ----------------------------------------------------------------------------------------------
 
@@ -134,15 +135,20 @@ class Bench:
         return opened
 
     async def talk(
-        self, contestant: Contestant, users: int, turns_each: int, stagger_seconds: float = 0.0, items: int = 0
+        self,
+        contestant: Contestant,
+        users: int,
+        turns_each: int,
+        stagger_seconds: float = 0.0,
+        items: int = HISTORY_ITEMS,
     ) -> list[Answer]:
         """Have so many users say something so often; what the bare run answers has no times.
 
-        `items` go with each message of the bare run, where the threads have not the history of most figures.
+        `items` go with the bare run's first message: as many as with the others', of which two come with each turn.
         """
         markers = [[marker() for _ in range(turns_each)] for _ in range(users)]
         if contestant.name == BARE:
-            await contestant.ask({"turns": markers, "items": items or self.items_of_a_thread})
+            await contestant.ask({"turns": markers, "items": items})
             return [Answer(0.0) for texts in markers for _ in texts]
         deltas = self.upstream.script.deltas
 
@@ -152,6 +158,14 @@ class Bench:
 
         answered = await asyncio.gather(*[one(place) for place in range(users)])
         return [each for answers in answered for each in answers]
+
+    async def cost(self, contestant: Contestant, work: Awaitable[T]) -> tuple[T, float, float]:
+        """Return what the work returns, the seconds that it took, and the CPU's, with what is done once it is over."""
+        begin, cpu = clock(), contestant.cpu_seconds()
+        outcome = await work
+        seconds = clock() - begin
+        await asyncio.sleep(SETTLING_SECONDS)
+        return outcome, seconds, contestant.cpu_seconds() - cpu
 
     async def prepare(self, names: list[str], stack: AsyncExitStack) -> None:
         """Start the contestants, give their users threads with a history, and warm them up."""
@@ -166,7 +180,7 @@ class Bench:
             if name not in (BARE, WIRE):
                 for begin in range(0, users, 32):
                     group = self.users[name][begin : begin + 32]
-                    await asyncio.gather(*[user.say_all([marker()] * self.sizes.history, 1) for user in group])
+                    await asyncio.gather(*[user.say_all([marker()] * TURNS_BEFORE, 1) for user in group])
             self.upstream.script = Script()
             await self.talk(contestant, min(users, 16), 2)
 
@@ -178,9 +192,8 @@ class Bench:
         (self.directory / "stream.sse").write_bytes(b"".join(events))
 
     def in_turn(self, *names: str) -> list[str]:
-        """Return them with another one first in each round."""
-        place = self.round % len(names)
-        return [*names[place:], *names[:place]]
+        """Return them in an order of its own in each round; the first has that of the table."""
+        return random.Random(self.round).sample(names, len(names)) if self.round else list(names)
 
     def contestants_in_turn(self, *names: str) -> list[Contestant]:
         return [self.contestants[name] for name in self.in_turn(*names)]
@@ -191,14 +204,15 @@ class Bench:
         self.upstream.script = Script()
         for users, turns_each in zip(self.sizes.clients, self.sizes.turns_each, strict=True):
             for contestant in self.contestants_in_turn(OURS, MEMORY, SQLITE, BARE, WIRE):
-                begin, cpu = clock(), contestant.cpu_seconds()
-                answered = await self.talk(contestant, users, turns_each)
-                seconds, cpu = clock() - begin, contestant.cpu_seconds() - cpu
+                each = 10 * turns_each if contestant.name == WIRE else turns_each  # or it were a few ticks of its clock
+                await self.talk(contestant, min(users, 8), 1)  # it may have waited for minutes
+                answered, seconds, cpu = await self.cost(contestant, self.talk(contestant, users, each))
                 self.results.add(f"turns a second, {users} clients", contestant.name, len(answered) / seconds)
                 self.results.add(f"CPU ms per turn, {users} clients", contestant.name, cpu / len(answered) * 1000)
+                self._add_pieces(f"{users} clients", contestant, answered)
                 if users == 1 and contestant.name != BARE:
                     waits = [answer.first_delta_at - answer.asked_at for answer in answered]
-                    self._add_waits("to the first delta, 1 client", contestant, waits)
+                    self.results.add("ms to the first delta, 1 client, p50", contestant.name, median(waits) * 1000)
 
     async def long_turns(self) -> None:
         """In threads of their own, so that no long answer is part of another one's cost."""
@@ -209,10 +223,10 @@ class Bench:
                 if contestant.name != BARE:
                     self.users[contestant.name] = await self.open_users(contestant, 4)
                 self.upstream.script = Script(deltas=deltas)
-                cpu = contestant.cpu_seconds()
-                await self.talk(contestant, 4, turns_each, items=3)
-                cpu = (contestant.cpu_seconds() - cpu) / 4 / turns_each
-                self.results.add(f"CPU ms per turn of {deltas} deltas, 4 clients", contestant.name, cpu * 1000)
+                answered, _, cpu = await self.cost(contestant, self.talk(contestant, 4, turns_each, items=3))
+                load = f"{deltas} deltas, 4 clients"
+                self.results.add(f"CPU ms per turn of {load}", contestant.name, cpu / len(answered) * 1000)
+                self._add_pieces(load, contestant, answered)
                 if contestant.name != BARE:
                     hang_up(self.users[contestant.name])
                     self.users[contestant.name] = kept
@@ -222,9 +236,7 @@ class Bench:
         self.upstream.script = script = Script(gap_seconds=0.05)
         for users in self.sizes.paced:
             for contestant in self.contestants_in_turn(OURS, MEMORY):
-                cpu = contestant.cpu_seconds()
-                answered = await self.talk(contestant, users, 2, stagger_seconds=2.5)
-                cpu = contestant.cpu_seconds() - cpu
+                answered, _, cpu = await self.cost(contestant, self.talk(contestant, users, 2, stagger_seconds=2.5))
                 counted = answered[1::2]
                 load = f"{users} streams of 20 deltas/s"
                 waits = [answer.first_delta_at - answer.asked_at for answer in counted]
@@ -233,6 +245,13 @@ class Bench:
                 late = [answer.ended_at - answer.asked_at - lasted for answer in counted]
                 self._add_waits(f"added to a whole answer, {load}", contestant, late)
                 self.results.add(f"CPU ms per turn, {load}", contestant.name, cpu / len(answered) * 1000)
+                self._add_pieces(load, contestant, answered)
+
+    def _add_pieces(self, load: str, contestant: Contestant, answered: list[Answer]) -> None:
+        """In how many pieces an answer's text came: a process that is behind may join them."""
+        if contestant.name not in (BARE, WIRE):
+            pieces = sum(answer.pieces for answer in answered) / len(answered)
+            self.results.add(f"pieces of an answer, {load}", contestant.name, pieces)
 
     def _add_waits(self, what: str, contestant: Contestant, waits: list[float]) -> None:
         """The stand-in waits for nothing but its pauses, so that all time beside them was added to it."""
@@ -245,9 +264,8 @@ class Bench:
     async def requests(self) -> None:
         for operation in ("threads.list", "threads.get_by_id", "threads.update"):
             for contestant in self.contestants_in_turn(OURS, MEMORY, SQLITE):
-                begin, cpu = clock(), contestant.cpu_seconds()
-                await asyncio.gather(*[self._ask(user, operation) for user in self.users[contestant.name][:8]])
-                seconds, cpu = clock() - begin, contestant.cpu_seconds() - cpu
+                asking = asyncio.gather(*[self._ask(user, operation) for user in self.users[contestant.name][:8]])
+                _, seconds, cpu = await self.cost(contestant, asking)
                 self.results.add(f"{operation} a second", contestant.name, self.sizes.requests / seconds)
                 name = f"CPU ms per {operation}"
                 self.results.add(name, contestant.name, cpu / self.sizes.requests * 1000)
@@ -259,7 +277,9 @@ class Bench:
             if operation == "threads.update":
                 await user.rename(marker())  # another one each time, or there is nothing to store
             else:
-                await user.connection.send(operation, params)
+                answer = await user.connection.send(operation, params)
+                created = 20 if operation == "threads.list" else 21  # a page of threads; a thread and a page of items
+                assert answer.body.count(b'"created_at"') == created, f"half a page: {answer.body.decode()}"
 
     # --- memory, start, workers -----------------------------------------------------------------------------------
 
@@ -271,7 +291,8 @@ class Bench:
                 kept, self.users[name] = self.users.get(name, []), []
                 if name == BARE:  # as many turns as the others have had when their users have come
                     self.upstream.script = Script(deltas=1)
-                    await self.talk(contestant, 32, silent // 32, items=1)
+                    for _ in range(silent // 32):
+                        await self.talk(contestant, 32, 1, items=1)
                 else:
                     self.users[name] = await self.open_users(contestant, silent)
                 self.upstream.script = Script()
@@ -316,17 +337,18 @@ class Bench:
             self.results.add(figure, "import", imported["bytes"] / 1e6)
 
     async def workers(self) -> None:
-        """One process and two, on all cores, which they share with the load."""
-        for workers in (2, 1):
-            name = f"{workers} worker{'s' * (workers > 1)}"
-            async with self.start(OURS, environ={"WORKERS": str(workers)}, cores=CORES) as contestant:
+        """One process and two, on all cores."""
+        for name in self.in_turn("2 workers", "1 worker"):
+            async with self.start(OURS, environ={"WORKERS": name[0]}, cores=CORES) as contestant:
                 kept = self.users.get(OURS, [])
                 self.users[OURS] = await self.open_users(contestant, 32)
                 self.upstream.script = Script()
                 await self.talk(contestant, 32, 1)
                 begin = clock()
                 answered = await self.talk(contestant, 32, self.sizes.turns_each[1])
-                self.results.add("turns a second, all cores", name, len(answered) / (clock() - begin))
+                self.results.add(
+                    "turns a second, all cores, which the load uses too", name, len(answered) / (clock() - begin)
+                )
                 self.users[OURS] = kept
 
     async def endurance(self) -> None:

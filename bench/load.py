@@ -197,12 +197,16 @@ async def standing_in() -> AsyncIterator[Upstream]:
 
 @dataclass
 class Answer:
-    """One response: when it was asked for, when its first delta came (0: it has none), when it ended, and its body."""
+    """One response: when it was asked for, when its first delta came (0: it has none), when it ended, and its body.
+
+    `pieces` are the deltas of a turn.
+    """
 
     asked_at: float
     first_delta_at: float = 0.0
     ended_at: float = 0.0
     body: bytearray = field(default_factory=bytearray)
+    pieces: int = 0
 
     def require_turn(self, deltas: int) -> None:
         """Raise unless this is a whole turn: no error, so many words, and the whole message at its end."""
@@ -321,6 +325,7 @@ class Client:
         params = {"thread_id": self.thread_id, "input": message(text)}
         answer = await self.connection.send("threads.add_user_message", params)
         answer.require_turn(deltas)
+        answer.pieces = answer.body.count(b"text_delta")
         return answer
 
     async def say_all(self, markers: Sequence[str], deltas: int) -> list[Answer]:

@@ -3,7 +3,7 @@
 It makes a virtual environment with the locked packages and those of bench/requirements.lock, pins what is measured to
 one core and the load to another, prints a table, and, when everything was measured in full, writes bench/RESULTS.md,
 which says too what of the full run before it was found again. It runs on Linux with two cores or more; everything in
-full takes about 35 minutes, and wants a machine that does nothing else.
+full takes about 45 minutes, and wants a machine that does nothing else.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROUNDS = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="little of everything, in five minutes: nothing to quote")
+    parser.add_argument("--quick", action="store_true", help="little of everything, in seven minutes: nothing to quote")
     parser.add_argument(
         "--only", default="", help="some alone: turns,long,paced,requests,silent,start,workers,store,endurance"
     )
@@ -73,13 +73,16 @@ async def measure(options: argparse.Namespace) -> None:
     groups = options.only.split(",") if options.only else [name for name in GROUPS if name not in ALONE]
     if unknown := set(groups) - GROUPS.keys():
         raise SystemExit(f"bench: there is no {', '.join(unknown)}; there are {', '.join(GROUPS)}.")
+    if ALONE.intersection(groups) and len(groups) > 1:
+        raise SystemExit(f"bench: {', '.join(ALONE)} is measured alone.")
+    is_look = bool(options.quick or options.only) or sizes.rounds < ROUNDS
+    rounds = 1 if ALONE.intersection(groups) else sizes.rounds
     results, begin = Results(), time.monotonic()
     try:
         with tempfile.TemporaryDirectory(dir=ENVIRONMENT) as directory:  # on a disk: /tmp may be none
             async with standing_in() as upstream:
                 bench = Bench(sizes, results, upstream, Path(directory))
                 async with prepared(bench, groups):
-                    rounds = 1 if ALONE.issuperset(groups) else sizes.rounds
                     for number in range(rounds):
                         bench.round = number
                         for group in groups:
@@ -89,10 +92,12 @@ async def measure(options: argparse.Namespace) -> None:
                             print(f"bench: round {number + 1} of {rounds}: {took}", flush=True)
     finally:  # what was measured before an interruption is worth reading
         minutes = (time.monotonic() - begin) / 60
-        print(report(results, minutes))
-    if not (options.quick or options.only) and sizes.rounds >= ROUNDS:
+        print(
+            report(results, minutes, remark=f"A look at {options.only or 'all'}, nothing to quote." if is_look else "")
+        )
+    if not is_look:
         before = Results(json.loads(LAST_RUN.read_text())) if LAST_RUN.exists() else None
-        (BENCH / "RESULTS.md").write_text(report(results, minutes, before), encoding="utf-8")
+        (BENCH / "RESULTS.md").write_text(report(results, minutes, before=before), encoding="utf-8")
         LAST_RUN.write_text(json.dumps(results.samples))
 
 
