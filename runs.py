@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from inspect import isawaitable
 from typing import Any
 
-from agents import Agent, ItemHelpers, ModelSettings, RunConfig, RunContextWrapper, Runner
+from agents import Agent, ItemHelpers, ModelSettings, RunConfig, RunContextWrapper, Runner, TResponseInputItem
 from agents.exceptions import ModelRefusalError, UserError
 from agents.result import RunResultBase
 from chatkit.errors import CustomStreamError
@@ -112,16 +112,9 @@ class AgentRuns:
         anew: bool,
     ) -> Events:
         agent_context = self.agent_context(thread, context)
-        items = await load_history(self._store, thread.id, self._history_items, context)
-        config = self._config_for(agent, items, message)
         if message and (choice := message.inference_options.tool_choice):
             agent = await beginning_with(choice.id, agent, agent_context)
-        if anew and message is not None:
-            await self._store.delete_items_after(thread.id, message.id, context)
-            items = await load_history(self._store, thread.id, self._history_items, context)
-        converter = HistoryConverter(self._attachments, context, self._agent.describe_tag)
-        model_input = await converter.to_agent_input(items)
-        agent_context.workflow_item = workflow_to_go_on(items)
+        model_input, config = await self._read(agent, agent_context, message, anew=anew)
         run = Runner.run_streamed(agent, model_input, context=agent_context, run_config=config)
         counted, has_said, has_shown = Counted(run), False, False
         try:
@@ -146,6 +139,23 @@ class AgentRuns:
                 _ = run.run_loop_exception  # asked for, or asyncio would log it with a traceback and users' words
             if used := counted.usage(model_name(agent, config)):
                 await self._add_usage(used, context)
+
+    async def _read(
+        self, agent: Agent[Any], agent_context: StreamedContext, message: UserMessageItem | None, *, anew: bool
+    ) -> tuple[list[TResponseInputItem], RunConfig]:
+        """Return what the model is to read, and the run's config.
+
+        The items that it comes from are not kept: a run would hold them in memory for as long as it lasts.
+        """
+        thread_id, context = agent_context.thread.id, agent_context.request_context
+        items = await load_history(self._store, thread_id, self._history_items, context)
+        config = self._config_for(agent, items, message)
+        if anew and message is not None:
+            await self._store.delete_items_after(thread_id, message.id, context)
+            items = await load_history(self._store, thread_id, self._history_items, context)
+        agent_context.workflow_item = workflow_to_go_on(items)
+        converter = HistoryConverter(self._attachments, context, self._agent.describe_tag)
+        return await converter.to_agent_input(items), config
 
     def _assistant_message(self, thread: ThreadMetadata, text: str, context: RequestContext) -> AssistantMessageItem:
         return AssistantMessageItem(
