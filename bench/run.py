@@ -92,9 +92,8 @@ async def measure(options: argparse.Namespace) -> None:
                             print(f"bench: round {number + 1} of {rounds}: {took}", flush=True)
     finally:  # what was measured before an interruption is worth reading
         minutes = (time.monotonic() - begin) / 60
-        print(
-            report(results, minutes, remark=f"A look at {options.only or 'all'}, nothing to quote." if is_look else "")
-        )
+        remark = f"A look at {options.only or 'all'}, nothing to quote." if is_look else ""
+        print(report(results, minutes, remark=remark))
     if not is_look:
         before = Results(json.loads(LAST_RUN.read_text())) if LAST_RUN.exists() else None
         (BENCH / "RESULTS.md").write_text(report(results, minutes, before=before), encoding="utf-8")
