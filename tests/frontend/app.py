@@ -137,6 +137,12 @@ class Visitor:
         self.page.on("console", self._note)
         self.page.on("request", self._note_request)
 
+    def close(self) -> None:
+        """Close the browser when its tabs have arrived: in the middle of a navigation Chromium may never answer."""
+        for page in self.context.pages:
+            page.wait_for_load_state("domcontentloaded")
+        self.context.close()
+
     def _hand_on(self, route: Route) -> None:
         if SERVED.fullmatch(urlsplit(route.request.url).path):
             route.continue_()

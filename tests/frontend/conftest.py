@@ -67,7 +67,7 @@ def new_visitor(browser: Browser, app: App) -> Iterator[NewVisitor]:
 
     yield make
     for visitor in visitors:
-        visitor.context.close()
+        visitor.close()
     assert [visitor.problems for visitor in visitors if visitor.problems] == []
 
 
@@ -77,7 +77,7 @@ def signed_up(browser: Browser, app: App, name: str) -> Any:
     visitor.sign_up(name)
     visitor.wait_for_panel()
     state = visitor.context.storage_state()
-    visitor.context.close()
+    visitor.close()
     return state
 
 
