@@ -31,8 +31,8 @@ TARGETS: list[tuple[str, str, str, str, float]] = [
 """Figure, whose, beside whose, and what the ratio of the medians is to be."""
 
 LEGEND = """\
-- **ours**: this service with SQLite on the disk and with login, without quotas (all turns are one user's). Its
-  garbage collector is set as it sets it itself; the others have Python's own settings.
+- **ours**: this service with SQLite on the disk, without login, so that all turns are one user's, and without quotas.
+  Its garbage collector is set as it sets it itself; the others have Python's own settings.
 - **template**: what ChatKit's documentation has one write, a FastAPI endpoint and a `ChatKitServer` with the default
   `process` and a store in memory; **template, sqlite3**: with a connection and a commit for each of its operations.
 - **bare run**: `Runner.run_streamed` with the SDK's own model; its events are thrown away.
