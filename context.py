@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from chatkit.types import ThreadMetadata
-
 LOCAL_USER = "local"
 """The one user of a process without login."""
 
@@ -27,5 +25,5 @@ class RequestContext:
     """The verified token itself, for tool servers that are to see it."""
     lease: str | None = field(default=None, repr=False, compare=False)
     """Set while a turn runs: the store then refuses this request's writes to a thread that another turn has taken."""
-    loaded_threads: dict[str, ThreadMetadata] = field(default_factory=dict, repr=False, compare=False)
-    """Threads as this request last read or wrote them, by id: `save_thread` writes only what differs from these."""
+    loaded_threads: dict[str, dict[str, str | None]] = field(default_factory=dict, repr=False, compare=False)
+    """Threads' columns as this request last read or wrote them, by id: `save_thread` writes only what differs."""

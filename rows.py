@@ -88,11 +88,8 @@ def changed_columns(thread: ThreadMetadata, context: RequestContext) -> dict[str
     end of a stream, and so undoes a rename).
     """
     row = thread_row(thread)
-    loaded = context.loaded_threads.get(thread.id)
-    if loaded is None:
-        return row
-    before = thread_row(loaded)
-    return {name: value for name, value in row.items() if value != before[name]}
+    before = context.loaded_threads.get(thread.id)
+    return row if before is None else {name: value for name, value in row.items() if value != before[name]}
 
 
 def read_thread(
@@ -111,7 +108,7 @@ def read_thread(
 
 def remember(thread: ThreadMetadata, context: RequestContext) -> None:
     """Note the thread as this request now knows it, for `changed_columns`."""
-    context.loaded_threads[thread.id] = thread.model_copy(deep=True)
+    context.loaded_threads[thread.id] = thread_row(thread)
 
 
 def attachment_body(attachment: Attachment) -> str:

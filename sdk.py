@@ -179,6 +179,8 @@ class StreamedContext(AgentContext[RequestContext]):
 
     def as_streamed(self, event: ThreadStreamEvent) -> ThreadStreamEvent:
         """Return the event with its item as it was then; to be asked once for each."""
+        if not isinstance(event, ThreadItemAddedEvent):
+            return event
         item = self._announced.pop(id(event), None)
         return event if item is None else event.model_copy(update={"item": item})
 
@@ -245,13 +247,23 @@ def _unexamined(resource: T, name: str) -> T:
     return resource
 
 
-@cache
 def _event_adapter(kind: object) -> TypeAdapter[Any] | None:
-    """Return what reads a stream's events, and None for all else; made for the first one, in a tenth of a second."""
-    if kind is ResponseStreamEvent:
-        kinds: Any = get_args(ResponseStreamEvent)[0]
-        return TypeAdapter(Annotated[kinds, Field(discriminator="type")])
-    return TypeAdapter(ChatCompletionChunk) if kind is ChatCompletionChunk else None
+    """Return what reads a stream's events, and None for all else."""
+    if kind is ResponseStreamEvent:  # never as a key: its hash is that of all 59 kinds, each time anew
+        return _responses_events()
+    return _completions_chunks() if kind is ChatCompletionChunk else None
+
+
+@cache
+def _responses_events() -> TypeAdapter[Any]:
+    """Made for the first event, in a tenth of a second."""
+    kinds: Any = get_args(ResponseStreamEvent)[0]
+    return TypeAdapter(Annotated[kinds, Field(discriminator="type")])
+
+
+@cache
+def _completions_chunks() -> TypeAdapter[Any]:
+    return TypeAdapter(ChatCompletionChunk)
 
 
 class OwnIds:
@@ -295,7 +307,7 @@ class OwnIds:
                 | "response.image_generation_call.partial_image"
             ):
                 data.item_id = self._id(data)
-                if isinstance(annotation := getattr(data, "annotation", None), BaseModel):
+                if isinstance(annotation := _field_or_none(data, "annotation"), BaseModel):
                     # openai 3.54 has classes of its own for this event, which ChatKit 1.6.5 refuses to read
                     data.annotation = annotation.model_dump()
         return event
@@ -320,9 +332,14 @@ def _as_summary(thought: Any) -> ResponseReasoningSummaryTextDeltaEvent:
     )
 
 
+def _field_or_none(model: Any, name: str) -> Any:
+    """Return the field if the model has it, without the 2 µs that pydantic takes to say that it has not."""
+    return getattr(model, "__dict__", {}).get(name)
+
+
 def _mend(part: Any, *names: str) -> None:
     for name in names:
-        text = getattr(part, name, None)
+        text = _field_or_none(part, name)
         if isinstance(text, str) and not text.isascii():
             setattr(part, name, mended(text))
 

@@ -123,7 +123,7 @@ class Turn(StreamingResult):
         """Show the title that the thread was given meanwhile, unless its agent has given it another."""
         if self.thread.title is None and not self._over.is_set():
             self.thread.title = self._saved_thread.title = title
-            self.context.loaded_threads[self.thread.id].title = title  # and no more: the agent may have changed others
+            self.context.loaded_threads[self.thread.id]["title"] = title  # alone: the agent may have changed others
             self._send(ThreadUpdatedEvent(thread=thread_response(self.thread)))
 
     def detach(self) -> None:
