@@ -1,5 +1,6 @@
 """Threads and items as rows, and cursors between them, the same for every database."""
 
+import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,25 +32,38 @@ _attachment = TypeAdapter[Attachment](Attachment)
 _status = TypeAdapter[ActiveStatus | LockedStatus | ClosedStatus](ActiveStatus | LockedStatus | ClosedStatus)
 _json = TypeAdapter[Any](Any)
 
+SURE_LEVELS = 100
+"""Arrays and objects in one another. From 201 on pydantic (2.13) writes, up to 255, what it does not read again."""
+
 
 def item_row(thread_id: str, item: ThreadItem) -> dict[str, str]:
-    """Return the columns `id`, `type` and `body` of an item of this thread."""
+    """Return the columns `id`, `type` and `body` of an item of this thread; raise `ValueError` if it has no JSON."""
     if item.thread_id != thread_id or item.created_at.utcoffset() != timedelta(0):
         item = item.model_copy(update={"thread_id": thread_id, "created_at": aware(item.created_at)})
     body = item.model_dump_json(by_alias=True, warnings=False)  # pydantic's warnings quote the value
-    return {"id": item.id, "type": item.type, "body": body}
+    return {"id": item.id, "type": item.type, "body": _readable(body)}
+
+
+def _readable(body: str) -> str:
+    """Return the JSON, or raise `ValueError`: a row that nobody can read would make all beside it unreadable."""
+    if body.count("{") + body.count("[") > SURE_LEVELS:
+        try:
+            _json.validate_json(body)
+        except ValidationError:
+            raise ValueError("it is nested too deep to be read again") from None
+    return body
 
 
 def read_item(body: str) -> ThreadItem:
     """Return the item of a row's `body`.
 
     One that this release cannot read, written by a newer one say, comes back as a hidden item in its place: it must
-    not make its thread unreadable. The row stays as it is. A body that is no item at all raises `ValidationError`.
+    not make its thread unreadable. The row stays as it is. A body that is no item at all raises `ValueError`.
     """
     try:
         return _item.validate_json(body)
     except ValidationError:
-        unread = _Unread.validate_json(body)
+        unread = _Unread.validate_python(json.loads(body))  # which reads what is nested too deep for pydantic
         log.warning("item %s is of a kind that this release cannot read: %.40s", unread.id, unread.type)
         return HiddenContextItem(
             id=unread.id,
@@ -71,13 +85,13 @@ _Unread = TypeAdapter(_UnreadItem)
 
 
 def thread_row(thread: ThreadMetadata) -> dict[str, str | None]:
-    """Return the columns of a thread that `save_thread` may change."""
+    """Return the columns of a thread that `save_thread` may change; raise `ValueError` if its metadata has no JSON."""
     domains = thread.allowed_image_domains
     return {
         "title": thread.title,
         "status": _status.dump_json(thread.status, warnings=False).decode(),
         "allowed_image_domains": None if domains is None else _json.dump_json(domains).decode(),
-        "metadata": _json.dump_json(thread.metadata).decode(),
+        "metadata": _readable(_json.dump_json(thread.metadata).decode()),
     }
 
 
@@ -113,7 +127,7 @@ def remember(thread: ThreadMetadata, context: RequestContext) -> None:
 
 def attachment_body(attachment: Attachment) -> str:
     """Return the column `body` of an attachment."""
-    return _attachment.dump_json(attachment, warnings=False).decode()
+    return _readable(_attachment.dump_json(attachment, warnings=False).decode())
 
 
 def read_attachment(body: str) -> Attachment:

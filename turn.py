@@ -275,6 +275,9 @@ class Turn(StreamingResult):
 
     async def _store_end(self, more: list[ThreadItem]) -> tuple[list[ThreadStreamEvent], ErrorEvent | None]:
         """Return what is to be shown of the end, and what to say of it."""
+        items: list[ThreadItem] = []
+        empty: list[str] = []
+        problem: ErrorEvent | None = None
         try:
             items, empty = self.open_items.close()
             await self._end_turn([*items, *more])
@@ -286,11 +289,22 @@ class Turn(StreamingResult):
         except Exception as unwritable:  # an open item that no database takes must not keep the thread for ever
             log_failure(log, f"what a turn on thread {self.thread.id} had open could not be stored", unwritable)
             note(outcome="failed")
+            items = [item for item in items if await self._is_stored(item)]
             with suppress(LeaseLost, NotFoundError):
                 await self._end_turn(more)
-            return [], words_for(unwritable)
+            problem = words_for(unwritable)
         done = [ThreadItemDoneEvent(item=item) for item in items]
-        return [*done, *(ThreadItemRemovedEvent(item_id=item_id) for item_id in empty)], None
+        return [*done, *(ThreadItemRemovedEvent(item_id=item_id) for item_id in empty)], problem
+
+    async def _is_stored(self, item: ThreadItem) -> bool:
+        """Store the item by itself, and return whether the database took it."""
+        try:
+            await self._store.add_thread_item(self.thread.id, item, self.context)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            return False
+        return True
 
     async def _end_turn(self, items: list[ThreadItem]) -> None:
         await self._store.end_turn(self.thread.id, items, self.context, began=self._began)

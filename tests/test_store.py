@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -49,6 +50,7 @@ from conversations import (
     Usage,
 )
 from databases import Database
+from rows import read_item
 
 pytestmark = pytest.mark.anyio
 
@@ -223,6 +225,50 @@ async def test_an_item_of_every_kind_comes_back_as_it_was_added(
     item = ITEM.validate_python({"id": "i", "thread_id": thread_id, "created_at": NOON, **fields})
     await store.add_thread_item(thread_id, item, alice())
     assert await store.load_item(thread_id, "i", alice()) == item
+
+
+def nested(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+def call(levels: int) -> ClientToolCallItem:
+    return ClientToolCallItem(
+        id=f"call_{levels}",
+        thread_id="thr_1",
+        created_at=NOON,
+        call_id="c",
+        name="n",
+        status="pending",
+        arguments=nested(levels),
+    )
+
+
+async def test_what_is_nested_so_deep_that_nobody_could_read_it_again_is_refused_and_changes_nothing(
+    store: ConversationStore,
+) -> None:
+    thread = ThreadMetadata(id="thr_1", created_at=NOON, metadata=nested(190))
+    await store.save_thread(thread, alice())
+    readable = [call(levels) for levels in range(190, 199)]
+    for item in readable:
+        await store.add_thread_item("thr_1", item, alice())
+    for levels in (200, 230, 250, 300):
+        with pytest.raises(ValueError):  # noqa: PT011 (pydantic's, for the deepest)
+            await store.add_thread_item("thr_1", call(levels), alice())
+    for levels in (202, 230, 300):
+        with pytest.raises(ValueError):  # noqa: PT011
+            await store.save_thread(thread.model_copy(update={"metadata": nested(levels)}), alice())
+    assert (await store.load_thread_items("thr_1", None, 20, "asc", alice())).data == readable
+    assert (await store.load_threads(20, None, "desc", alice())).data == [thread]
+
+
+def test_an_item_that_was_nested_too_deep_for_its_reader_stands_there_as_one_that_cannot_be_read() -> None:
+    body = call(3).model_dump_json().replace(json.dumps(nested(3), separators=(",", ":")), json.dumps(nested(230)))
+    item = read_item(body)
+    assert isinstance(item, HiddenContextItem)
+    assert (item.id, item.thread_id, item.created_at) == ("call_3", "thr_1", NOON)
 
 
 async def test_every_kind_of_item_of_the_installed_sdk_is_tried_above() -> None:

@@ -16,6 +16,7 @@ from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageContentPartTextDelta,
     AssistantMessageItem,
+    ClientToolCallItem,
     NoticeEvent,
     SDKHiddenContextItem,
     ThreadItem,
@@ -489,6 +490,30 @@ async def test_that_a_hidden_item_is_removed_is_not_shown_either(turns: Turns, s
     assert [event["type"] for event in seen] == ["thread.item.done", "thread.item.removed"]
     assert seen[1]["item_id"] == "msg_2"
     assert await stored(store) == []
+
+
+async def test_an_open_item_that_no_database_takes_costs_the_others_nothing(
+    turns: Turns, store: ConversationStore
+) -> None:
+    arguments: dict[str, Any] = {}
+    for _ in range(230):
+        arguments = {"a": arguments}
+
+    async def both() -> Events:
+        yield ThreadItemAddedEvent(item=text(""))
+        yield more("Half an answer")
+        yield ThreadItemDoneEvent(
+            item=ClientToolCallItem(
+                id="call", thread_id=THREAD, created_at=datetime.now(UTC), call_id="c", name="n", arguments=arguments
+            )
+        )
+
+    turn = await begin(turns, store, both())
+    events = await rest_of(turn)
+    assert [event["item"]["id"] for event in events if event["type"] == "thread.item.done"] == ["msg_1"]
+    assert events[-1]["type"] == "error"
+    assert [item.id for item in await stored(store)] == ["msg_1"]
+    await until(lambda: is_free(store))
 
 
 @pytest.mark.parametrize("index", [-1, 1_000_000])
