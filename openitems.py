@@ -25,9 +25,13 @@ from chatkit.types import (
     WorkflowTaskAdded,
     WorkflowTaskUpdated,
 )
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from conversations import aware
+from rows import as_stored
+from sdk import mended
+
+_update = TypeAdapter[ThreadItemUpdate](ThreadItemUpdate)
 
 MAX_PARTS = 1000
 """Of a message. A server that numbers them beyond that talks nonsense, and would have us make as many."""
@@ -37,6 +41,8 @@ class OpenItems:
     """Folds what a stream says of its items, in the order in which it named them first.
 
     (ChatKit 1.6.5 folds only messages and workflows, and forgets what is open when a turn fails.)
+
+    All that is open can be stored: what could not be raises `ValueError` before it is shown, and changes nothing.
     """
 
     def __init__(self) -> None:
@@ -49,11 +55,13 @@ class OpenItems:
 
     def put(self, item: ThreadItem) -> None:
         """Open the item, or replace it as a whole."""
-        self._items[item.id] = item.model_copy(deep=True)
+        self._items[item.id] = as_stored(item)
         self._unsaved.add(item.id)
 
     def update(self, item_id: str, update: ThreadItemUpdate) -> None:
         """Apply an update to an open item; one that does not fit the item's kind changes nothing."""
+        if not isinstance(update, AssistantMessageContentPartTextDelta | WidgetStreamingTextValueDelta):  # plain text
+            update = _update.validate_json(update.model_dump_json(by_alias=True, warnings=False))
         _apply(self._items[item_id], update)
         self._unsaved.add(item_id)
 
@@ -104,6 +112,8 @@ def finished(item: ThreadItem) -> ThreadItem | None:
     item = item.model_copy(deep=True)
     match item:
         case AssistantMessageItem():
+            for part in item.content:  # which came in pieces, cut anywhere
+                part.text = mended(part.text)
             return item if any(part.text.strip() for part in item.content) else None
         case GeneratedImageItem():
             return item if item.image else None
@@ -119,6 +129,8 @@ def finished(item: ThreadItem) -> ThreadItem | None:
             for component in _components(widget):
                 if getattr(component, "streaming", False):
                     component.streaming = False
+                if isinstance(value := getattr(component, "value", None), str):
+                    component.value = mended(value)
             return item
     return item
 
@@ -140,7 +152,7 @@ def _apply(item: ThreadItem, update: ThreadItemUpdate) -> None:
         case GeneratedImageItem(), GeneratedImageUpdated():
             item.image = update.image
         case WidgetItem(), WidgetRootUpdated():
-            item.widget = update.widget.model_copy(deep=True)
+            item.widget = update.widget
         case WidgetItem(), WidgetComponentUpdated():
             _replace_component(item.widget, update.component_id, update.component)
         case WidgetItem(), WidgetStreamingTextValueDelta():
@@ -167,7 +179,7 @@ def _apply_to_message(
         case AssistantMessageContentPartAnnotationAdded():
             item.content[update.content_index].annotations.insert(update.annotation_index, update.annotation)
         case _:
-            item.content[update.content_index] = update.content.model_copy(deep=True)
+            item.content[update.content_index] = update.content
 
 
 def _components(node: Any) -> Iterator[Any]:

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from chatkit.store import NotFoundError
-from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata, UserMessageItem
+from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata
 
 from context import RequestContext
 from conversations import HIDDEN_TYPES, KEPT, NOTHING_OF_OURS, AlreadySent, IncompatibleDatabase, StoreUnavailable
 from pool import WORK_SECONDS, Pool, Session
 from postgresschema import MIGRATIONS, NOW
-from postgresthreads import insert_thread, lock_thread, put_item, require_lease, require_thread
+from postgresthreads import add_item, insert_thread, lock_thread, require_lease, require_thread
 from postgresturns import PostgresTurns
 from postgresupkeep import PostgresUpkeep
 from postgresuploads import PostgresUploads, require_attachment
@@ -227,10 +227,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
     async def add_thread_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
         async def write(db: Session) -> None:
             await require_lease(db, thread_id, context)
-            await put_item(db, thread_id, item, context)
-            if isinstance(item, UserMessageItem):
-                for attachment in item.attachments:
-                    await _send_attachment(db, attachment, thread_id, context)
+            await add_item(db, thread_id, item, context)
 
         await self._write(write, queue=thread_id)
 
@@ -320,20 +317,6 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
 
 
 # --- statements that several methods share ------------------------------------------------------------------------
-
-
-async def _send_attachment(db: Session, attachment: Attachment, thread_id: str, context: RequestContext) -> None:
-    """Make the attachment, unless it was deleted meanwhile, a part of the thread; or raise `AlreadySent`."""
-    sent = attachment.model_copy(update={"thread_id": thread_id})
-    row = {"id": sent.id, "user_id": context.user_id, "thread_id": thread_id, "body": attachment_body(sent)}
-    this = "id = %(id)s AND user_id = %(user_id)s"
-    changed = await db.execute(
-        "UPDATE @attachments SET thread_id = %(thread_id)s, body = %(body)s"
-        f" WHERE {this} AND (thread_id IS NULL OR thread_id = %(thread_id)s)",
-        row,
-    )
-    if changed == 0 and await db.row(f"SELECT 1 FROM @attachments WHERE {this}", row):
-        raise AlreadySent(sent.id)
 
 
 async def _delete_attachments_of(

@@ -14,6 +14,7 @@ from conversations import (
     LEASE_SECONDS,
     NO_QUOTA,
     RECOVERY_SECONDS,
+    AlreadySent,
     LeaseLost,
     Quota,
     QuotaExceeded,
@@ -25,7 +26,15 @@ from conversations import (
 )
 from pool import OnPool, Session
 from postgresschema import NOW, RAN_OUT, TODAY
-from postgresthreads import FORBID_LATE_END, insert_thread, lock_thread, put_item, require_lease, require_thread
+from postgresthreads import (
+    FORBID_LATE_END,
+    add_item,
+    insert_thread,
+    lock_thread,
+    put_item,
+    require_lease,
+    require_thread,
+)
 from rows import item_row, remember
 
 log = logging.getLogger("service.store")
@@ -134,7 +143,8 @@ class PostgresTurns(OnPool):
                 await db.lock(_turns_of(context))
             await _require_end(db, thread_id, context)
             for item in items:
-                await put_item(db, thread_id, item, context)
+                with suppress(AlreadySent):  # meanwhile, with another message: this one is kept without its file
+                    await add_item(db, thread_id, item, context)
             await _forget_turn(db, thread_id, context)
             if not began:  # whichever of the user's newest: they count alike
                 await db.execute(

@@ -54,6 +54,11 @@ def _readable(body: str) -> str:
     return body
 
 
+def as_stored(item: ThreadItem) -> ThreadItem:
+    """Return a copy of the item as it will be read once it is written; raise `ValueError` where it will not be."""
+    return _item.validate_json(item_row(item.thread_id, item)["body"])
+
+
 def read_item(body: str) -> ThreadItem:
     """Return the item of a row's `body`.
 

@@ -4,11 +4,11 @@ import sqlite3
 from typing import Any
 
 from chatkit.store import NotFoundError
-from chatkit.types import ThreadItem, ThreadMetadata
+from chatkit.types import Attachment, ThreadItem, ThreadMetadata, UserMessageItem
 
 from context import RequestContext
-from conversations import MARKER_TYPE, LeaseLost, aware
-from rows import item_row, thread_row
+from conversations import MARKER_TYPE, AlreadySent, LeaseLost, aware
+from rows import attachment_body, item_row, thread_row
 from sqliteschema import NOW, RAN_OUT
 
 
@@ -76,6 +76,28 @@ def put_item(db: sqlite3.Connection, thread_id: str, item: ThreadItem, context: 
             " WHERE id = :thread_id AND user_id = :user_id",
             row,
         )
+
+
+def add_item(db: sqlite3.Connection, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
+    """Put the item; with a message its attachments become the thread's, or raise `AlreadySent`."""
+    put_item(db, thread_id, item, context)
+    if isinstance(item, UserMessageItem):
+        for attachment in item.attachments:
+            _send_attachment(db, attachment, thread_id, context)
+
+
+def _send_attachment(db: sqlite3.Connection, attachment: Attachment, thread_id: str, context: RequestContext) -> None:
+    """Make the attachment, unless it was deleted meanwhile, a part of the thread; or raise `AlreadySent`."""
+    sent = attachment.model_copy(update={"thread_id": thread_id})
+    row = {"id": sent.id, "user_id": context.user_id, "thread_id": thread_id, "body": attachment_body(sent)}
+    this = "id = :id AND user_id = :user_id"
+    changed = db.execute(
+        "UPDATE attachments SET thread_id = :thread_id, body = :body"
+        f" WHERE {this} AND (thread_id IS NULL OR thread_id = :thread_id)",
+        row,
+    )
+    if changed.rowcount == 0 and db.execute(f"SELECT 1 FROM attachments WHERE {this}", row).fetchall():
+        raise AlreadySent(sent.id)
 
 
 def next_seq(db: sqlite3.Connection) -> int:

@@ -16,6 +16,7 @@ from conversations import (
     LEASE_SECONDS,
     NO_QUOTA,
     RECOVERY_SECONDS,
+    AlreadySent,
     LeaseLost,
     Quota,
     QuotaExceeded,
@@ -28,7 +29,7 @@ from conversations import (
 from rows import item_row, remember
 from sqlite import OnSQLite
 from sqliteschema import NOW, RAN_OUT
-from sqlitethreads import forbid_late_end, insert_thread, next_seq, put_item, require_lease, require_thread
+from sqlitethreads import add_item, forbid_late_end, insert_thread, next_seq, put_item, require_lease, require_thread
 
 log = logging.getLogger("service.store")
 
@@ -124,7 +125,8 @@ class SQLiteTurns(OnSQLite):
         def write(db: sqlite3.Connection) -> None:
             _require_end(db, thread_id, context)
             for item in items:
-                put_item(db, thread_id, item, context)
+                with suppress(AlreadySent):  # meanwhile, with another message: this one is kept without its file
+                    add_item(db, thread_id, item, context)
             _forget_turn(db, thread_id)
             if not began:  # whichever of the user's newest: they count alike
                 db.execute(

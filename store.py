@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 
 from chatkit.store import NotFoundError
-from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata, UserMessageItem
+from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata
 
 from context import RequestContext
 from conversations import HIDDEN_TYPES, KEPT, AlreadySent, ConversationStore, IncompatibleDatabase
@@ -22,7 +22,7 @@ from rows import (
 )
 from sqlite import SQLiteFile
 from sqliteschema import MIGRATIONS, NOW, NOW_TEXT
-from sqlitethreads import insert_thread, next_seq, put_item, require_lease, require_thread
+from sqlitethreads import add_item, insert_thread, next_seq, require_lease, require_thread
 from sqliteturns import SQLiteTurns
 from sqliteupkeep import SQLiteUpkeep
 from sqliteuploads import SQLiteUploads, require_attachment
@@ -196,10 +196,7 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
     async def add_thread_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
         def write(db: sqlite3.Connection) -> None:
             require_lease(db, thread_id, context)
-            put_item(db, thread_id, item, context)
-            if isinstance(item, UserMessageItem):
-                for attachment in item.attachments:
-                    _send_attachment(db, attachment, thread_id, context)
+            add_item(db, thread_id, item, context)
 
         await self._write(write)
 
@@ -297,20 +294,6 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
 
 
 # --- statements that several methods share ------------------------------------------------------------------------
-
-
-def _send_attachment(db: sqlite3.Connection, attachment: Attachment, thread_id: str, context: RequestContext) -> None:
-    """Make the attachment, unless it was deleted meanwhile, a part of the thread; or raise `AlreadySent`."""
-    sent = attachment.model_copy(update={"thread_id": thread_id})
-    row = {"id": sent.id, "user_id": context.user_id, "thread_id": thread_id, "body": attachment_body(sent)}
-    this = "id = :id AND user_id = :user_id"
-    changed = db.execute(
-        "UPDATE attachments SET thread_id = :thread_id, body = :body"
-        f" WHERE {this} AND (thread_id IS NULL OR thread_id = :thread_id)",
-        row,
-    )
-    if changed.rowcount == 0 and db.execute(f"SELECT 1 FROM attachments WHERE {this}", row).fetchall():
-        raise AlreadySent(sent.id)
 
 
 def _delete_attachments_of(

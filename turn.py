@@ -207,7 +207,11 @@ class Turn(StreamingResult):
                 self._put(item)
             case ThreadItemUpdatedEvent(item_id=item_id, update=update):
                 if item_id not in self.open_items:  # an item of before: it is shown changed, so it is kept changed
-                    self._put(await self._store.load_item(self.thread.id, item_id, self.context))
+                    earlier = await self._store.load_item(self.thread.id, item_id, self.context)
+                    if is_hidden(earlier):  # which nothing changes; it may stand for one that cannot be read
+                        self._note(earlier)
+                        return
+                    self._put(earlier)
                 self.open_items.update(item_id, update)
             case ThreadItemDoneEvent(item=item) | ThreadItemReplacedEvent(item=item):
                 await self._store_item(item)
@@ -275,9 +279,6 @@ class Turn(StreamingResult):
 
     async def _store_end(self, more: list[ThreadItem]) -> tuple[list[ThreadStreamEvent], ErrorEvent | None]:
         """Return what is to be shown of the end, and what to say of it."""
-        items: list[ThreadItem] = []
-        empty: list[str] = []
-        problem: ErrorEvent | None = None
         try:
             items, empty = self.open_items.close()
             await self._end_turn([*items, *more])
@@ -289,22 +290,11 @@ class Turn(StreamingResult):
         except Exception as unwritable:  # an open item that no database takes must not keep the thread for ever
             log_failure(log, f"what a turn on thread {self.thread.id} had open could not be stored", unwritable)
             note(outcome="failed")
-            items = [item for item in items if await self._is_stored(item)]
             with suppress(LeaseLost, NotFoundError):
                 await self._end_turn(more)
-            problem = words_for(unwritable)
+            return [], words_for(unwritable)
         done = [ThreadItemDoneEvent(item=item) for item in items]
-        return [*done, *(ThreadItemRemovedEvent(item_id=item_id) for item_id in empty)], problem
-
-    async def _is_stored(self, item: ThreadItem) -> bool:
-        """Store the item by itself, and return whether the database took it."""
-        try:
-            await self._store.add_thread_item(self.thread.id, item, self.context)
-        except StoreUnavailable:
-            raise
-        except Exception:
-            return False
-        return True
+        return [*done, *(ThreadItemRemovedEvent(item_id=item_id) for item_id in empty)], None
 
     async def _end_turn(self, items: list[ThreadItem]) -> None:
         await self._store.end_turn(self.thread.id, items, self.context, began=self._began)

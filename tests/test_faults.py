@@ -292,20 +292,19 @@ def test_letters_that_a_server_cut_in_half_do_not_end_the_answer(own_service: In
     assert stored == fold(events)
 
 
-def test_an_open_item_that_no_database_takes_ends_with_its_turn_and_disturbs_no_other(
-    own_service: InProcess, model: StandIn, database: Path, caplog: pytest.LogCaptureFixture
+def test_an_item_that_no_database_takes_ends_its_turn_with_words_and_disturbs_no_other(
+    own_service: InProcess, model: StandIn, database: Path
 ) -> None:
-    model.will(Call("whisper_half_a_letter"))
-    with Stream.create(own_service.url) as bad:
-        thread_id = thread_of(bad.read_until(lambda events: len(events) == 3))
-        eventually(lambda: "could not be kept" in caplog.text, what="the attempt to write it")
-        model.will(Begin("Half an answer"), Hang())
-        with Stream.create(own_service.url) as good:
-            good.read_until(seen_text("Half an answer"))
-            eventually(lambda: rows(database, "SELECT * FROM checkpoints"), what="the other turn's checkpoint")
-        bad.leave()
+    model.will(Begin("Half an answer"), Hang())
+    with Stream.create(own_service.url) as good:
+        good.read_until(seen_text("Half an answer"))
+        model.will(Call("whisper_half_a_letter"))
+        events = own_service.create()
+        [error] = errors_of(events)
+        assert "on our side" in error["message"]
+        eventually(lambda: rows(database, "SELECT * FROM checkpoints"), what="the other turn's checkpoint")
     eventually(lambda: not rows(database, "SELECT * FROM leases"), what="the end of both turns")
-    assert text_of(fold(own_service.say(thread_id))[-1]) == "Hello from the stand-in."
+    assert text_of(fold(own_service.say(thread_of(events)))[-1]) == "Hello from the stand-in."
 
 
 def test_what_was_shown_while_the_database_was_locked_is_stored_once_it_is_not(

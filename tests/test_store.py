@@ -842,6 +842,16 @@ def sending_a_file(thread_id: str, id: str = "said") -> UserMessageItem:
     )
 
 
+async def test_a_message_that_the_end_of_its_turn_stores_takes_its_attachments_too(store: ConversationStore) -> None:
+    here, there = await make_thread(store), await make_thread(store)
+    await upload(store, b"abc")
+    for thread in (here, there):
+        lease = await store.acquire_lease(thread, alice())
+        await store.end_turn(thread, [sending_a_file(thread)], RequestContext("alice", lease=lease))
+        assert len(await ids(store, thread)) == 1
+    assert (await store.load_attachment("atc_1", alice())).thread_id == here
+
+
 async def test_a_message_takes_its_attachments_into_its_thread_or_is_not_stored(store: ConversationStore) -> None:
     here, there = await make_thread(store), await make_thread(store)
     await upload(store, b"abc")

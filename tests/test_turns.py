@@ -17,6 +17,7 @@ from chatkit.types import (
     AssistantMessageContentPartTextDelta,
     AssistantMessageItem,
     ClientToolCallItem,
+    CustomTask,
     NoticeEvent,
     SDKHiddenContextItem,
     ThreadItem,
@@ -25,6 +26,9 @@ from chatkit.types import (
     ThreadItemRemovedEvent,
     ThreadItemUpdatedEvent,
     ThreadMetadata,
+    Workflow,
+    WorkflowItem,
+    WorkflowTaskAdded,
 )
 
 from context import RequestContext
@@ -374,13 +378,10 @@ async def test_a_client_may_read_the_last_words_of_a_turn_that_a_shutdown_stops(
 async def test_nothing_that_one_turn_shows_keeps_the_leases_of_others_from_being_renewed(
     turns: Turns, store: ConversationStore, database: Path
 ) -> None:
-    async def odd() -> Events:
-        nothing = AssistantMessageContent.model_construct(text=None, annotations=[])
-        yield ThreadItemAddedEvent(item=text("").model_copy(update={"content": [nothing]}))
-        await asyncio.sleep(3600)
-
-    turn = await begin(turns, store, odd())
-    await shown(turn, "thread.item.added")
+    turn = await begin(turns, store, half_an_answer())
+    await shown(turn, "Half an answer")
+    turn.open_items._items["msg_1"] = AssistantMessageItem.model_construct(id="msg_1", content=None)
+    turn.open_items._unsaved.add("msg_1")
 
     async def is_renewed() -> bool:
         [[seconds]] = await asyncio.to_thread(rows, database, f"SELECT expires_at - {NOW} FROM leases")
@@ -508,12 +509,66 @@ async def test_an_open_item_that_no_database_takes_costs_the_others_nothing(
             )
         )
 
-    turn = await begin(turns, store, both())
-    events = await rest_of(turn)
+    events = await rest_of(await begin(turns, store, both()))
     assert [event["item"]["id"] for event in events if event["type"] == "thread.item.done"] == ["msg_1"]
     assert events[-1]["type"] == "error"
     assert [item.id for item in await stored(store)] == ["msg_1"]
-    await until(lambda: is_free(store))
+    assert await is_free(store)
+
+
+async def test_an_update_that_no_database_takes_leaves_what_was_shown_before_it(
+    turns: Turns, store: ConversationStore
+) -> None:
+    workflow = Workflow(type="custom", tasks=[CustomTask(title="One")])
+    item = WorkflowItem(id="wfl_1", thread_id=THREAD, created_at=datetime.now(UTC), workflow=workflow)
+
+    async def working() -> Events:
+        yield ThreadItemAddedEvent(item=item)
+        for place, title in enumerate(["Two", "Half a letter \ud83d"], start=1):
+            update = WorkflowTaskAdded(task_index=place, task=CustomTask(title=title))
+            yield ThreadItemUpdatedEvent(item_id="wfl_1", update=update)
+
+    *_, done, error = await rest_of(await begin(turns, store, working()))
+    assert (done["type"], error["type"]) == ("thread.item.done", "error")
+    [kept] = await stored(store)
+    assert isinstance(kept, WorkflowItem)
+    assert [task.title for task in kept.workflow.tasks if isinstance(task, CustomTask)] == ["One", "Two"]
+    assert await is_free(store)
+
+
+async def test_a_letter_that_an_author_streamed_in_two_halves_is_stored_as_it_was_shown(
+    turns: Turns, store: ConversationStore, database: Path
+) -> None:
+    async def streaming() -> Events:
+        yield ThreadItemAddedEvent(item=text(""))
+        for piece in ("Two halves ", "\ud83d", "\ude00", " and one \ud83d"):
+            yield more(piece)
+        await asyncio.sleep(3600)
+
+    turn = await begin(turns, store, streaming())
+    seen = await shown(turn, " and one \ufffd")
+    assert "Two halves \U0001f600 and one" in seen
+    await until(lambda: asyncio.to_thread(lambda: bool(rows(database, "SELECT * FROM checkpoints"))))
+    turn.stop(Stopped.CLIENT_GONE)
+    await turn.settled()
+    message, _ = await stored(store)
+    assert isinstance(message, AssistantMessageItem)
+    assert message.content[0].text == "Two halves \U0001f600 and one \ufffd"
+
+
+async def test_an_update_leaves_an_item_alone_that_cannot_be_read(
+    turns: Turns, store: ConversationStore, database: Path
+) -> None:
+    await store.add_thread_item(THREAD, text("Some words"), RequestContext("alice"))
+    with closing(sqlite3.connect(database)) as db, db:
+        db.execute("UPDATE items SET body = replace(body, 'assistant_message', 'of_a_newer_release')")
+    before = rows(database, "SELECT body FROM items")
+
+    async def updating() -> Events:
+        yield more("More")
+
+    await rest_of(await begin(turns, store, updating()))
+    assert rows(database, "SELECT body FROM items") == before
 
 
 @pytest.mark.parametrize("index", [-1, 1_000_000])
