@@ -25,6 +25,8 @@ HISTORY_ITEMS = 21
 service would begin anyway."""
 TURNS_BEFORE = (HISTORY_ITEMS - 3) // 2
 """That each thread has behind it, beside its first, where the history is to be as long as it gets."""
+OF_BEFORE = Script(deltas=1, words=50)
+"""The answers of a history: as long as those that are measured, and soon given."""
 SETTLING_SECONDS = 0.3
 
 T = TypeVar("T")
@@ -123,8 +125,8 @@ class Bench:
         return running(name, [str(ROOT / "app.py")], environ, **more)
 
     async def open_users(self, contestant: Contestant, users: int) -> list[Client]:
-        """Return users with titled threads."""
-        self.upstream.script = Script(deltas=1)
+        """Return users with titled threads, of one exchange."""
+        self.upstream.script = OF_BEFORE
         if contestant.name == WIRE:
             return [Client(Connection(contestant.port), "") for _ in range(users)]
         opened: list[Client] = []
@@ -290,7 +292,7 @@ class Bench:
             async with self.start(name) as contestant:
                 kept, self.users[name] = self.users.get(name, []), []
                 if name == BARE:  # as many turns as the others have had when their users have come
-                    self.upstream.script = Script(deltas=1)
+                    self.upstream.script = OF_BEFORE
                     for _ in range(silent // 32):
                         await self.talk(contestant, 32, 1, items=1)
                 else:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 from typing import Any, cast
 
@@ -25,9 +26,12 @@ def marker() -> str:
 
 @dataclass(frozen=True)
 class Script:
-    """What every answer is: so many deltas, `gap_seconds` apart; one that `hangs` stays silent after the first."""
+    """What every answer is: so many deltas of so many words, `gap_seconds` apart; one that `hangs` stays silent after
+    the first.
+    """
 
     deltas: int = 50
+    words: int = 1
     gap_seconds: float = 0.0
     hangs: bool = False
 
@@ -44,21 +48,18 @@ class Upstream:
         """Return the next answer, an event each, and no item id twice."""
         self.answers += 1
         identity = f"{self.answers:08d}".encode()
-        return [event.replace(b"00000000", identity) for event in _answer(self.script.deltas)]
+        return [event.replace(b"00000000", identity) for event in _answer(self.script.deltas, self.script.words)]
 
 
-_answers: dict[int, list[bytes]] = {}
+@cache
+def _answer(deltas: int, words: int) -> list[bytes]:
+    return [_chunk(event) for event in _events(deltas, words)]
 
 
-def _answer(deltas: int) -> list[bytes]:
-    if deltas not in _answers:
-        _answers[deltas] = [_chunk(event) for event in _events(deltas)]
-    return _answers[deltas]
-
-
-def _events(deltas: int) -> list[bytes]:
+def _events(deltas: int, words: int) -> list[bytes]:
     numbers = count()
-    text = " word" * deltas
+    delta = " word" * words
+    text = delta * deltas
     item = {"id": "msg_00000000", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
     part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
     whole_part = {**part, "text": text}
@@ -75,7 +76,7 @@ def _events(deltas: int) -> list[bytes]:
         event("response.output_item.added", output_index=0, item=item),
         event("response.content_part.added", part=part, **at),
         *[
-            event("response.output_text.delta", delta=" word", logprobs=[], obfuscation="q1W2e3R4t5Z6", **at)
+            event("response.output_text.delta", delta=delta, logprobs=[], obfuscation="q1W2e3R4t5Z6", **at)
             for _ in range(deltas)
         ],
         event("response.output_text.done", text=text, logprobs=[], **at),
@@ -307,7 +308,7 @@ class Client:
 
     @classmethod
     async def open(cls, port: int) -> "Client":
-        """Return a user whose thread has one exchange, of one word; the caller's script says so."""
+        """Return a user whose thread has one exchange; the caller's script says how long."""
         connection = Connection(port)
         answer = await connection.send("threads.create", {"input": message("turn-0;")})
         answer.require_turn(1)
