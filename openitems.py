@@ -1,5 +1,6 @@
 """The items that a turn has begun to show and not yet finished, as its client sees them now."""
 
+import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -25,13 +26,14 @@ from chatkit.types import (
     WorkflowTaskAdded,
     WorkflowTaskUpdated,
 )
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from conversations import aware
-from rows import as_stored
+from failures import log_failure
+from rows import require_storable
 from sdk import mended
 
-_update = TypeAdapter[ThreadItemUpdate](ThreadItemUpdate)
+log = logging.getLogger("service.turns")
 
 MAX_PARTS = 1000
 """Of a message. A server that numbers them beyond that talks nonsense, and would have us make as many."""
@@ -42,7 +44,7 @@ class OpenItems:
 
     (ChatKit 1.6.5 folds only messages and workflows, and forgets what is open when a turn fails.)
 
-    All that is open can be stored: what could not be raises `ValueError` before it is shown, and changes nothing.
+    What could not be stored, or not be read again, raises `ValueError` before it is shown, and changes nothing.
     """
 
     def __init__(self) -> None:
@@ -55,13 +57,15 @@ class OpenItems:
 
     def put(self, item: ThreadItem) -> None:
         """Open the item, or replace it as a whole."""
-        self._items[item.id] = as_stored(item)
+        require_storable(item)
+        self._items[item.id] = item.model_copy(deep=True)
         self._unsaved.add(item.id)
 
     def update(self, item_id: str, update: ThreadItemUpdate) -> None:
         """Apply an update to an open item; one that does not fit the item's kind changes nothing."""
         if not isinstance(update, AssistantMessageContentPartTextDelta | WidgetStreamingTextValueDelta):  # plain text
-            update = _update.validate_json(update.model_dump_json(by_alias=True, warnings=False))
+            type(update).model_validate_json(update.model_dump_json(by_alias=True, warnings=False))
+            update = update.model_copy(deep=True)  # the agent may change it when it is shown
         _apply(self._items[item_id], update)
         self._unsaved.add(item_id)
 
@@ -92,19 +96,27 @@ class OpenItems:
 
     def _take(self, items: list[ThreadItem]) -> list[ThreadItem]:
         self._unsaved.difference_update(item.id for item in items)
-        taken = [done for item in items if (done := finished(item)) is not None]
+        taken = [done for item in items if (done := _storable(item)) is not None]
         self._placed.update(item.id for item in taken)
         return taken
 
     def close(self) -> tuple[list[ThreadItem], list[str]]:
-        """Return the open items as they are to be stored when the turn ends here, and the ids of the empty ones."""
-        items, empty = [], []
-        for item in self._items.values():
-            if (done := finished(item)) is None:
-                empty.append(item.id)
-            else:
-                items.append(done)
-        return items, empty
+        """Return the open items as they are to be stored when the turn ends here, and the ids of those that are not."""
+        items = [done for item in self._items.values() if (done := _storable(item)) is not None]
+        stored = {item.id for item in items}
+        return items, [item_id for item_id in self._items if item_id not in stored]
+
+
+def _storable(item: ThreadItem) -> ThreadItem | None:
+    """Return the item as `finished` does, or None where updates that could be stored made it one that cannot be."""
+    try:
+        done = finished(item)
+        if done is not None:
+            require_storable(done)
+        return done
+    except Exception as error:
+        log_failure(log, f"what is open on thread {item.thread_id} could not be kept", error)
+        return None
 
 
 def finished(item: ThreadItem) -> ThreadItem | None:

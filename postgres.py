@@ -329,7 +329,9 @@ async def _delete_attachments_of(
     if ids := _attachment_ids(await db.rows(f"{here} {condition}", values)):
         ids -= _attachment_ids(await db.rows(f"{here} NOT {condition}", values))
         await db.execute(
-            "DELETE FROM @attachments WHERE id = ANY (%s::text[]) AND user_id = %s", ([*ids], context.user_id)
+            "DELETE FROM @attachments WHERE id = ANY (%s::text[]) AND user_id = %s"
+            " AND (thread_id IS NULL OR thread_id = %s)",
+            ([*ids], context.user_id, thread_id),
         )
 
 

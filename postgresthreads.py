@@ -3,7 +3,7 @@
 from typing import Any
 
 from chatkit.store import NotFoundError
-from chatkit.types import Attachment, ThreadItem, ThreadMetadata, UserMessageItem
+from chatkit.types import ThreadItem, ThreadMetadata, UserMessageItem
 
 from context import RequestContext
 from conversations import MARKER_TYPE, AlreadySent, LeaseLost, aware
@@ -80,22 +80,27 @@ async def put_item(db: Session, thread_id: str, item: ThreadItem, context: Reque
 
 
 async def add_item(db: Session, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
-    """Put the item; with a message its attachments become the thread's, or raise `AlreadySent`."""
+    """Put the item, and send its attachments."""
     await put_item(db, thread_id, item, context)
-    if isinstance(item, UserMessageItem):
-        for attachment in item.attachments:
-            await _send_attachment(db, attachment, thread_id, context)
+    await send_attachments(db, thread_id, item, context)
 
 
-async def _send_attachment(db: Session, attachment: Attachment, thread_id: str, context: RequestContext) -> None:
-    """Make the attachment, unless it was deleted meanwhile, a part of the thread; or raise `AlreadySent`."""
-    sent = attachment.model_copy(update={"thread_id": thread_id})
-    row = {"id": sent.id, "user_id": context.user_id, "thread_id": thread_id, "body": attachment_body(sent)}
-    this = "id = %(id)s AND user_id = %(user_id)s"
-    changed = await db.execute(
-        "UPDATE @attachments SET thread_id = %(thread_id)s, body = %(body)s"
-        f" WHERE {this} AND (thread_id IS NULL OR thread_id = %(thread_id)s)",
-        row,
-    )
-    if changed == 0 and await db.row(f"SELECT 1 FROM @attachments WHERE {this}", row):
-        raise AlreadySent(sent.id)
+async def send_attachments(db: Session, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
+    """Make a message's attachments, but for those deleted meanwhile, a part of the thread.
+
+    Raises `AlreadySent` in the end where one is a part of another.
+    """
+    elsewhere = []
+    for attachment in item.attachments if isinstance(item, UserMessageItem) else ():
+        sent = attachment.model_copy(update={"thread_id": thread_id})
+        row = {"id": sent.id, "user_id": context.user_id, "thread_id": thread_id, "body": attachment_body(sent)}
+        this = "id = %(id)s AND user_id = %(user_id)s"
+        changed = await db.execute(
+            "UPDATE @attachments SET thread_id = %(thread_id)s, body = %(body)s"
+            f" WHERE {this} AND (thread_id IS NULL OR thread_id = %(thread_id)s)",
+            row,
+        )
+        if changed == 0 and await db.row(f"SELECT 1 FROM @attachments WHERE {this}", row):
+            elsewhere.append(sent.id)
+    if elsewhere:
+        raise AlreadySent(elsewhere[0])

@@ -34,6 +34,7 @@ from postgresthreads import (
     put_item,
     require_lease,
     require_thread,
+    send_attachments,
 )
 from rows import item_row, remember
 
@@ -126,6 +127,8 @@ class PostgresTurns(OnPool):
         async def write(db: Session) -> None:
             await require_lease(db, thread_id, context)
             for item in items:
+                with suppress(AlreadySent):
+                    await send_attachments(db, thread_id, item, context)
                 await db.execute(
                     "INSERT INTO @checkpoints (seq, thread_id, user_id, id, type, body)"
                     " VALUES (nextval('@seq'), %(thread_id)s, %(user_id)s, %(id)s, %(type)s, %(body)s)"

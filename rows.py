@@ -17,7 +17,9 @@ from chatkit.types import (
     Page,
     ThreadItem,
     ThreadMetadata,
+    WidgetItem,
 )
+from chatkit.widgets import DynamicWidgetRoot
 from pydantic import TypeAdapter, ValidationError
 
 from context import RequestContext
@@ -33,7 +35,7 @@ _status = TypeAdapter[ActiveStatus | LockedStatus | ClosedStatus](ActiveStatus |
 _json = TypeAdapter[Any](Any)
 
 SURE_LEVELS = 100
-"""Arrays and objects in one another. From 201 on pydantic (2.13) writes, up to 255, what it does not read again."""
+"""Arrays and objects in one another. From 201 on pydantic (2.14) writes, up to 255, what it does not read again."""
 
 
 def item_row(thread_id: str, item: ThreadItem) -> dict[str, str]:
@@ -54,9 +56,9 @@ def _readable(body: str) -> str:
     return body
 
 
-def as_stored(item: ThreadItem) -> ThreadItem:
-    """Return a copy of the item as it will be read once it is written; raise `ValueError` where it will not be."""
-    return _item.validate_json(item_row(item.thread_id, item)["body"])
+def require_storable(item: ThreadItem) -> None:
+    """Raise `ValueError` where the item could not be written, or would not be read again as one of its kind."""
+    _item.validate_json(item_row(item.thread_id, item)["body"])
 
 
 def read_item(body: str) -> ThreadItem:
@@ -66,7 +68,8 @@ def read_item(body: str) -> ThreadItem:
     not make its thread unreadable. The row stays as it is. A body that is no item at all raises `ValueError`.
     """
     try:
-        return _item.validate_json(body)
+        item = _item.validate_json(body)
+        return _with_all_of_its_widget(item, body) if isinstance(item, WidgetItem) else item
     except ValidationError:
         unread = _Unread.validate_python(json.loads(body))  # which reads what is nested too deep for pydantic
         log.warning("item %s is of a kind that this release cannot read: %.40s", unread.id, unread.type)
@@ -76,6 +79,16 @@ def read_item(body: str) -> ThreadItem:
             created_at=unread.created_at,
             content="Something was shown here that cannot be read any more.",
         )
+
+
+def _with_all_of_its_widget(item: WidgetItem, body: str) -> WidgetItem:
+    """Return the item with all that was written of its widget.
+
+    ChatKit 1.6.5 takes a template's widget for one of its own classes, which drop what they do not know.
+    """
+    written = DynamicWidgetRoot.model_validate(json.loads(body)["widget"])
+    read, whole = (widget.model_dump(mode="json", exclude_none=True) for widget in (item.widget, written))
+    return item if read == whole else item.model_copy(update={"widget": written})
 
 
 @dataclass

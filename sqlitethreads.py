@@ -4,7 +4,7 @@ import sqlite3
 from typing import Any
 
 from chatkit.store import NotFoundError
-from chatkit.types import Attachment, ThreadItem, ThreadMetadata, UserMessageItem
+from chatkit.types import ThreadItem, ThreadMetadata, UserMessageItem
 
 from context import RequestContext
 from conversations import MARKER_TYPE, AlreadySent, LeaseLost, aware
@@ -79,25 +79,30 @@ def put_item(db: sqlite3.Connection, thread_id: str, item: ThreadItem, context: 
 
 
 def add_item(db: sqlite3.Connection, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
-    """Put the item; with a message its attachments become the thread's, or raise `AlreadySent`."""
+    """Put the item, and send its attachments."""
     put_item(db, thread_id, item, context)
-    if isinstance(item, UserMessageItem):
-        for attachment in item.attachments:
-            _send_attachment(db, attachment, thread_id, context)
+    send_attachments(db, thread_id, item, context)
 
 
-def _send_attachment(db: sqlite3.Connection, attachment: Attachment, thread_id: str, context: RequestContext) -> None:
-    """Make the attachment, unless it was deleted meanwhile, a part of the thread; or raise `AlreadySent`."""
-    sent = attachment.model_copy(update={"thread_id": thread_id})
-    row = {"id": sent.id, "user_id": context.user_id, "thread_id": thread_id, "body": attachment_body(sent)}
-    this = "id = :id AND user_id = :user_id"
-    changed = db.execute(
-        "UPDATE attachments SET thread_id = :thread_id, body = :body"
-        f" WHERE {this} AND (thread_id IS NULL OR thread_id = :thread_id)",
-        row,
-    )
-    if changed.rowcount == 0 and db.execute(f"SELECT 1 FROM attachments WHERE {this}", row).fetchall():
-        raise AlreadySent(sent.id)
+def send_attachments(db: sqlite3.Connection, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
+    """Make a message's attachments, but for those deleted meanwhile, a part of the thread.
+
+    Raises `AlreadySent` in the end where one is a part of another.
+    """
+    elsewhere = []
+    for attachment in item.attachments if isinstance(item, UserMessageItem) else ():
+        sent = attachment.model_copy(update={"thread_id": thread_id})
+        row = {"id": sent.id, "user_id": context.user_id, "thread_id": thread_id, "body": attachment_body(sent)}
+        this = "id = :id AND user_id = :user_id"
+        changed = db.execute(
+            "UPDATE attachments SET thread_id = :thread_id, body = :body"
+            f" WHERE {this} AND (thread_id IS NULL OR thread_id = :thread_id)",
+            row,
+        )
+        if changed.rowcount == 0 and db.execute(f"SELECT 1 FROM attachments WHERE {this}", row).fetchall():
+            elsewhere.append(sent.id)
+    if elsewhere:
+        raise AlreadySent(elsewhere[0])
 
 
 def next_seq(db: sqlite3.Connection) -> int:

@@ -29,7 +29,16 @@ from conversations import (
 from rows import item_row, remember
 from sqlite import OnSQLite
 from sqliteschema import NOW, RAN_OUT
-from sqlitethreads import add_item, forbid_late_end, insert_thread, next_seq, put_item, require_lease, require_thread
+from sqlitethreads import (
+    add_item,
+    forbid_late_end,
+    insert_thread,
+    next_seq,
+    put_item,
+    require_lease,
+    require_thread,
+    send_attachments,
+)
 
 log = logging.getLogger("service.store")
 
@@ -104,6 +113,8 @@ class SQLiteTurns(OnSQLite):
         def write(db: sqlite3.Connection) -> None:
             require_lease(db, thread_id, context)
             for item in items:
+                with suppress(AlreadySent):
+                    send_attachments(db, thread_id, item, context)
                 row = {**item_row(thread_id, item), "thread_id": thread_id, "user_id": context.user_id}
                 changed = db.execute(
                     "UPDATE checkpoints SET type = :type, body = :body"

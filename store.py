@@ -311,6 +311,7 @@ def _delete_attachments_of(
     )
     db.execute(
         "DELETE FROM attachments WHERE user_id = :user"
+        " AND (thread_id IS NULL OR thread_id = :thread)"
         f" AND id IN ({of_messages} AND {condition} UNION ALL {of_images} AND {condition})"
         f" AND id NOT IN ({of_messages} AND NOT {condition})",
         {"which": which, "thread": thread_id, "user": context.user_id},

@@ -232,6 +232,8 @@ class Turn(StreamingResult):
     def _note(self, item: ThreadItem) -> None:
         if is_hidden(item):
             self._hidden.add(item.id)
+        else:
+            self._hidden.discard(item.id)
 
     async def _store_item(self, item: ThreadItem) -> None:
         if earlier := self.open_items.take_unplaced_before(item.id):
@@ -280,7 +282,7 @@ class Turn(StreamingResult):
     async def _store_end(self, more: list[ThreadItem]) -> tuple[list[ThreadStreamEvent], ErrorEvent | None]:
         """Return what is to be shown of the end, and what to say of it."""
         try:
-            items, empty = self.open_items.close()
+            items, unstored = self.open_items.close()
             await self._end_turn([*items, *more])
         except (LeaseLost, NotFoundError):  # what is open now is not this turn's to store any more
             deleted = self.stopped is Stopped.THREAD_DELETED
@@ -294,7 +296,7 @@ class Turn(StreamingResult):
                 await self._end_turn(more)
             return [], words_for(unwritable)
         done = [ThreadItemDoneEvent(item=item) for item in items]
-        return [*done, *(ThreadItemRemovedEvent(item_id=item_id) for item_id in empty)], None
+        return [*done, *(ThreadItemRemovedEvent(item_id=item_id) for item_id in unstored)], None
 
     async def _end_turn(self, items: list[ThreadItem]) -> None:
         await self._store.end_turn(self.thread.id, items, self.context, began=self._began)

@@ -1,8 +1,24 @@
 """Where the items of a turn have their places, also when the database does not answer."""
 
-from chatkit.types import AssistantMessageContent, AssistantMessageItem
+import logging
+
+import pytest
+from chatkit.types import (
+    AssistantMessageContent,
+    AssistantMessageItem,
+    CustomTask,
+    WidgetComponentUpdated,
+    WidgetItem,
+    WidgetRootUpdated,
+    Workflow,
+    WorkflowItem,
+    WorkflowTaskUpdated,
+)
+from chatkit.widgets import Box, Card, DynamicWidgetComponent, DynamicWidgetRoot
 
 from openitems import OpenItems
+from rows import item_row, read_item
+from sdk import encode
 from test_store import NOON
 
 
@@ -19,3 +35,62 @@ def test_an_item_whose_checkpoint_failed_has_no_place_yet() -> None:
     assert items.take_unplaced_before("second") == []
     items.give_back([message("first")])
     assert [item.id for item in items.take_unplaced_before("second")] == ["first"]
+
+
+NOVEL_WIDGET = {
+    "type": "Card",
+    "novel": 1,
+    "children": [{"type": "Title", "id": "t", "value": "T"}, {"type": "New", "id": "n", "odd": "x"}],
+}
+
+
+def widget(item_id: str, root: Card | DynamicWidgetRoot) -> WidgetItem:
+    return WidgetItem(id=item_id, thread_id="thr_1", created_at=NOON, widget=root)
+
+
+def test_an_item_that_became_too_deep_to_be_stored_costs_the_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    items = OpenItems()
+    items.put(message("first"))
+    items.put(widget("deep", Card(children=[Box(id="0", children=[])])))
+    items.put(message("last"))
+    for level in range(120):
+        inner = Box(id=str(level + 1), children=[])
+        items.update("deep", WidgetComponentUpdated(component_id=str(level), component=Box(children=[inner])))
+    with caplog.at_level(logging.ERROR):
+        assert [item.id for item in items.take_unsaved()] == ["first", "last"]
+    assert "could not be kept" in caplog.text
+    stored, unstored = items.close()
+    assert ([item.id for item in stored], unstored) == (["first", "last"], ["deep"])
+
+
+@pytest.mark.parametrize("updated", [False, True])
+def test_a_widget_keeps_what_no_class_of_the_sdk_names(updated: bool) -> None:
+    shown = DynamicWidgetRoot.model_validate(
+        {
+            "type": "Card",
+            "novel": 1,
+            "children": [{"type": "Title", "id": "t", "value": "T"}, {"type": "New", "id": "n", "odd": "x"}],
+        }
+    )
+    items = OpenItems()
+    items.put(widget("w", Card(children=[]) if updated else shown))
+    if updated:
+        items.update("w", WidgetRootUpdated(widget=shown))
+    [kept], _ = items.close()
+    assert isinstance(kept, WidgetItem)
+    assert kept.widget.model_dump() == shown.model_dump()
+    assert encode(read_item(item_row("thr_1", kept)["body"])) == encode(kept)
+    assert isinstance(kept.widget, DynamicWidgetRoot)
+    assert isinstance(kept.widget.children, list)
+    assert isinstance(kept.widget.children[1], DynamicWidgetComponent)
+
+
+def test_what_an_agent_does_to_an_object_after_it_was_shown_changes_nothing() -> None:
+    items, task = OpenItems(), CustomTask(title="Shown")
+    workflow = Workflow(type="custom", tasks=[CustomTask(title="Before")])
+    items.put(WorkflowItem(id="w", thread_id="thr_1", created_at=NOON, workflow=workflow))
+    items.update("w", WorkflowTaskUpdated(task_index=0, task=task))
+    task.title = workflow.tasks[0].title = "Changed"  # type: ignore[union-attr]
+    [kept], _ = items.close()
+    assert isinstance(kept, WorkflowItem)
+    assert [each.title for each in kept.workflow.tasks if isinstance(each, CustomTask)] == ["Shown"]

@@ -29,6 +29,7 @@ from chatkit.types import (
     WidgetItem,
     WorkflowItem,
 )
+from chatkit.widgets import DynamicWidgetRoot
 from pydantic import TypeAdapter
 
 from context import RequestContext
@@ -51,6 +52,7 @@ from conversations import (
 )
 from databases import Database
 from rows import read_item
+from sdk import encode
 
 pytestmark = pytest.mark.anyio
 
@@ -225,6 +227,25 @@ async def test_an_item_of_every_kind_comes_back_as_it_was_added(
     item = ITEM.validate_python({"id": "i", "thread_id": thread_id, "created_at": NOON, **fields})
     await store.add_thread_item(thread_id, item, alice())
     assert await store.load_item(thread_id, "i", alice()) == item
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"type": "Card", "novel": 1, "children": [{"type": "New", "odd": [None, {}]}]},
+        {"type": "Basic", "children": [{"type": "DatePicker", "name": "d", "defaultValue": "2026-01-15"}]},
+        {"type": "Card", "children": {"type": "Text", "value": "V", "novel": "N"}},
+        {"type": "ListView", "children": [{"type": "ListViewItem", "children": [{"type": "Text", "value": "V"}]}]},
+    ],
+)
+async def test_a_templates_widget_comes_back_with_what_no_class_of_the_sdk_names(
+    store: ConversationStore, fields: dict[str, Any]
+) -> None:
+    thread_id = await make_thread(store)
+    widget = DynamicWidgetRoot.model_validate(fields)
+    item = WidgetItem(id="w", thread_id=thread_id, created_at=NOON, widget=widget)
+    await store.add_thread_item(thread_id, item, alice())
+    assert encode(await store.load_item(thread_id, "w", alice())) == encode(item)
 
 
 def nested(levels: int) -> dict[str, Any]:
@@ -831,6 +852,11 @@ async def test_an_attachment_that_was_sent_stays_in_its_thread(store: Conversati
         await store.read_chunk("atc_1", 0, alice())
 
 
+def sending_files(thread_id: str, *ids: str, id: str = "said") -> UserMessageItem:
+    files = [file(each, thread_id) for each in ids]
+    return sending_a_file(thread_id, id).model_copy(update={"attachments": files})
+
+
 def sending_a_file(thread_id: str, id: str = "said") -> UserMessageItem:
     return UserMessageItem(
         id=id,
@@ -844,12 +870,28 @@ def sending_a_file(thread_id: str, id: str = "said") -> UserMessageItem:
 
 async def test_a_message_that_the_end_of_its_turn_stores_takes_its_attachments_too(store: ConversationStore) -> None:
     here, there = await make_thread(store), await make_thread(store)
-    await upload(store, b"abc")
-    for thread in (here, there):
+    for name in ("a", "b", "c"):
+        await upload(store, b"abc", name)
+    for thread, sent in ((here, ["a"]), (there, ["a", "b", "c"])):
         lease = await store.acquire_lease(thread, alice())
-        await store.end_turn(thread, [sending_a_file(thread)], RequestContext("alice", lease=lease))
-        assert len(await ids(store, thread)) == 1
-    assert (await store.load_attachment("atc_1", alice())).thread_id == here
+        message = sending_files(thread, *sent)
+        await store.end_turn(thread, [message], RequestContext("alice", lease=lease))
+        assert await ids(store, thread) == ["said"]
+    threads = [(await store.load_attachment(name, alice())).thread_id for name in ("a", "b", "c")]
+    assert threads == [here, there, there]
+    await store.delete_thread_item(there, "said", alice())
+    assert (await store.load_attachment("a", alice())).thread_id == here
+    for name in ("b", "c"):
+        with pytest.raises(NotFoundError):
+            await store.load_attachment(name, alice())
+
+
+async def test_a_message_that_is_kept_by_a_checkpoint_takes_its_attachments_too(store: ConversationStore) -> None:
+    thread = await make_thread(store)
+    await upload(store, b"abc", "a")
+    lease = await store.acquire_lease(thread, alice())
+    await store.save_checkpoints(thread, [sending_files(thread, "a")], RequestContext("alice", lease=lease))
+    assert (await store.load_attachment("a", alice())).thread_id == thread
 
 
 async def test_a_message_takes_its_attachments_into_its_thread_or_is_not_stored(store: ConversationStore) -> None:
