@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -86,9 +87,12 @@ def _with_all_of_its_widget(item: WidgetItem, body: str) -> WidgetItem:
 
     ChatKit 1.6.5 takes a template's widget for one of its own classes, which drop what they do not know.
     """
-    written = DynamicWidgetRoot.model_validate(json.loads(body)["widget"])
-    read, whole = (widget.model_dump(mode="json", exclude_none=True) for widget in (item.widget, written))
-    return item if read == whole else item.model_copy(update={"widget": written})
+    with suppress(ValidationError):  # for what only those classes know
+        written = DynamicWidgetRoot.model_validate(json.loads(body)["widget"])
+        read, whole = (widget.model_dump(mode="json", exclude_none=True) for widget in (item.widget, written))
+        if read != whole:
+            return item.model_copy(update={"widget": written})
+    return item
 
 
 @dataclass
