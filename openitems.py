@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from agents.exceptions import ModelBehaviorError
 from chatkit.types import (
@@ -26,14 +26,17 @@ from chatkit.types import (
     WorkflowTaskAdded,
     WorkflowTaskUpdated,
 )
+from chatkit.widgets import WidgetComponentBase
 from pydantic import BaseModel
 
 from conversations import aware
 from failures import log_failure
-from rows import require_storable
+from rows import as_stored
 from sdk import mended
 
 log = logging.getLogger("service.turns")
+
+T = TypeVar("T", bound=BaseModel)
 
 MAX_PARTS = 1000
 """Of a message. A server that numbers them beyond that talks nonsense, and would have us make as many."""
@@ -49,29 +52,33 @@ class OpenItems:
 
     def __init__(self) -> None:
         self._items: dict[str, ThreadItem] = {}
+        self._stored: dict[str, ThreadItem] = {}
+        """Those that are items of the thread already, as they were."""
         self._unsaved: set[str] = set()
         self._placed: set[str] = set()
 
     def __contains__(self, item_id: str) -> bool:
         return item_id in self._items
 
-    def put(self, item: ThreadItem) -> None:
-        """Open the item, or replace it as a whole."""
-        require_storable(item)
-        self._items[item.id] = item.model_copy(deep=True)
+    def put(self, item: ThreadItem, *, stored: bool = False) -> None:
+        """Open the item, or replace it as a whole; or open one that is `stored` already, to be changed."""
+        self._items[item.id] = _copy(item, as_stored(item))
         self._unsaved.add(item.id)
+        if stored:
+            self._stored[item.id] = item
 
     def update(self, item_id: str, update: ThreadItemUpdate) -> None:
         """Apply an update to an open item; one that does not fit the item's kind changes nothing."""
         if not isinstance(update, AssistantMessageContentPartTextDelta | WidgetStreamingTextValueDelta):  # plain text
-            type(update).model_validate_json(update.model_dump_json(by_alias=True, warnings=False))
-            update = update.model_copy(deep=True)  # the agent may change it when it is shown
+            read = type(update).model_validate_json(update.model_dump_json(by_alias=True, warnings=False))
+            update = _copy(update, read)
         _apply(self._items[item_id], update)
         self._unsaved.add(item_id)
 
     def discard(self, item_id: str) -> None:
         """Forget an item that is stored, or was removed."""
         self._items.pop(item_id, None)
+        self._stored.pop(item_id, None)
         self._unsaved.discard(item_id)
 
     def take_unsaved(self) -> list[ThreadItem]:
@@ -101,10 +108,23 @@ class OpenItems:
         return taken
 
     def close(self) -> tuple[list[ThreadItem], list[str]]:
-        """Return the open items as they are to be stored when the turn ends here, and the ids of those that are not."""
-        items = [done for item in self._items.values() if (done := _storable(item)) is not None]
+        """Return the open items as they are to be stored when the turn ends here, and the ids of those that are not.
+
+        One that was stored before stays as it was where nothing could be stored of what became of it.
+        """
+        closed = [_storable(item) or self._stored.get(item.id) for item in self._items.values()]
+        items = [item for item in closed if item is not None]
         stored = {item.id for item in items}
         return items, [item_id for item_id in self._items if item_id not in stored]
+
+
+def _copy(shown: T, read: T) -> T:
+    """Return a copy, which the agent does not change any more, of what was read from its JSON.
+
+    Of a template's widget the reading knows but a part.
+    """
+    has_widget = isinstance(shown, WidgetItem | WidgetRootUpdated | WidgetComponentUpdated)
+    return shown.model_copy(deep=True) if has_widget else read
 
 
 def _storable(item: ThreadItem) -> ThreadItem | None:
@@ -112,7 +132,7 @@ def _storable(item: ThreadItem) -> ThreadItem | None:
     try:
         done = finished(item)
         if done is not None:
-            require_storable(done)
+            as_stored(done)
         return done
     except Exception as error:
         log_failure(log, f"what is open on thread {item.thread_id} could not be kept", error)
@@ -196,7 +216,7 @@ def _apply_to_message(
 
 def _components(node: Any) -> Iterator[Any]:
     """Yield a widget's components, itself first; a `DynamicWidgetRoot` has fields that no class names."""
-    if isinstance(node, BaseModel):
+    if isinstance(node, WidgetComponentBase):
         yield node
         for _, value in node:
             yield from _components(value)
@@ -206,7 +226,7 @@ def _components(node: Any) -> Iterator[Any]:
 
 
 def _replace_component(root: Any, component_id: str, component: Any) -> None:
-    for parent in _components(root):
+    for parent in [*_components(root)]:  # and not those that are put into it now
         for name, value in parent:
             if getattr(value, "id", None) == component_id:
                 setattr(parent, name, component)

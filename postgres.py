@@ -4,7 +4,6 @@ SQLite has one writer; here whoever changes a thread locks its row first, and wh
 the user. Locks are taken in this order: user, thread, attachment. All times are the database's.
 """
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from chatkit.store import NotFoundError
 from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata
 
 from context import RequestContext
-from conversations import HIDDEN_TYPES, KEPT, NOTHING_OF_OURS, AlreadySent, IncompatibleDatabase, StoreUnavailable
+from conversations import HIDDEN_TYPES, NOTHING_OF_OURS, AlreadySent, IncompatibleDatabase, StoreUnavailable
 from pool import WORK_SECONDS, Pool, Session
 from postgresschema import MIGRATIONS, NOW
 from postgresthreads import add_item, insert_thread, lock_thread, require_lease, require_thread
@@ -24,6 +23,7 @@ from postgresuploads import PostgresUploads, require_attachment
 from rows import (
     MAX_PAGE_CHARACTERS,
     attachment_body,
+    attachment_ids,
     changed_columns,
     cursor_seq,
     item_page,
@@ -322,24 +322,20 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
 async def _delete_attachments_of(
     db: Session, condition: str, which: str | int, thread_id: str, context: RequestContext
 ) -> None:
-    """Delete the files of the items that are about to be deleted, unless an item that stays has them too."""
-    kinds = "type IN ('user_message', 'generated_image')"
-    here = f"SELECT body FROM @items WHERE {kinds} AND thread_id = %s AND user_id = %s AND"
+    """Delete the thread's files of the items that are about to be deleted, unless an item that stays has them too."""
+    columns = "thread_id, user_id, seq, id, type, body"
+    here = (
+        f"SELECT body FROM (SELECT {columns} FROM @items UNION ALL SELECT {columns} FROM @checkpoints) AS held"
+        " WHERE type IN ('user_message', 'generated_image') AND thread_id = %s AND user_id = %s AND"
+    )
     values = thread_id, context.user_id, which
-    if ids := _attachment_ids(await db.rows(f"{here} {condition}", values)):
-        ids -= _attachment_ids(await db.rows(f"{here} NOT {condition}", values))
+    if ids := attachment_ids(row.body for row in await db.rows(f"{here} {condition}", values)):
+        ids -= attachment_ids(row.body for row in await db.rows(f"{here} NOT {condition}", values))
         await db.execute(
             "DELETE FROM @attachments WHERE id = ANY (%s::text[]) AND user_id = %s"
             " AND (thread_id IS NULL OR thread_id = %s)",
             ([*ids], context.user_id, thread_id),
         )
-
-
-def _attachment_ids(rows: Sequence[Any]) -> set[str]:
-    """Return what the items hold. (PostgreSQL cannot look into JSON that has U+0000 anywhere.)"""
-    items = [json.loads(row.body) for row in rows]
-    sent = {attachment["id"] for item in items for attachment in item.get("attachments", [])}
-    return sent | {item["image"]["url"].removeprefix(KEPT) for item in items if item.get("image")}
 
 
 async def _after_seq(db: Session, after: str, lookup: str, *owner: str) -> int:

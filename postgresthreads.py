@@ -91,7 +91,8 @@ async def send_attachments(db: Session, thread_id: str, item: ThreadItem, contex
     Raises `AlreadySent` in the end where one is a part of another.
     """
     elsewhere = []
-    for attachment in item.attachments if isinstance(item, UserMessageItem) else ():
+    attachments = item.attachments if isinstance(item, UserMessageItem) else []
+    for attachment in sorted(attachments, key=lambda each: each.id):  # in one order, or two turns block each other
         sent = attachment.model_copy(update={"thread_id": thread_id})
         row = {"id": sent.id, "user_id": context.user_id, "thread_id": thread_id, "body": attachment_body(sent)}
         this = "id = %(id)s AND user_id = %(user_id)s"

@@ -20,11 +20,11 @@ from chatkit.types import (
     ThreadMetadata,
     WidgetItem,
 )
-from chatkit.widgets import DynamicWidgetRoot
+from chatkit.widgets import DynamicWidgetComponent, DynamicWidgetRoot
 from pydantic import TypeAdapter, ValidationError
 
 from context import RequestContext
-from conversations import aware
+from conversations import KEPT, aware
 
 log = logging.getLogger("service.store")
 
@@ -57,9 +57,12 @@ def _readable(body: str) -> str:
     return body
 
 
-def require_storable(item: ThreadItem) -> None:
-    """Raise `ValueError` where the item could not be written, or would not be read again as one of its kind."""
-    _item.validate_json(item_row(item.thread_id, item)["body"])
+def as_stored(item: ThreadItem) -> ThreadItem:
+    """Return the item as it will be read, but for a template's widget, of which ChatKit's classes know a part.
+
+    Raises `ValueError` where it could not be written, or would not be read again as one of its kind.
+    """
+    return _item.validate_json(item_row(item.thread_id, item)["body"])
 
 
 def read_item(body: str) -> ThreadItem:
@@ -87,7 +90,9 @@ def _with_all_of_its_widget(item: WidgetItem, body: str) -> WidgetItem:
 
     ChatKit 1.6.5 takes a template's widget for one of its own classes, which drop what they do not know.
     """
-    with suppress(ValidationError):  # for what only those classes know
+    if isinstance(item.widget, DynamicWidgetComponent):  # which keep all
+        return item
+    with suppress(ValueError, RecursionError):  # for what only those classes know
         written = DynamicWidgetRoot.model_validate(json.loads(body)["widget"])
         read, whole = (widget.model_dump(mode="json", exclude_none=True) for widget in (item.widget, written))
         if read != whole:
@@ -150,6 +155,13 @@ def remember(thread: ThreadMetadata, context: RequestContext) -> None:
 def attachment_body(attachment: Attachment) -> str:
     """Return the column `body` of an attachment."""
     return _readable(_attachment.dump_json(attachment, warnings=False).decode())
+
+
+def attachment_ids(bodies: Iterable[str]) -> set[str]:
+    """Return the attachments that these items hold. (PostgreSQL cannot look into JSON that has U+0000 anywhere.)"""
+    items = [json.loads(body) for body in bodies]
+    sent = {attachment["id"] for item in items for attachment in item.get("attachments", [])}
+    return sent | {item["image"]["url"].removeprefix(KEPT) for item in items if item.get("image")}
 
 
 def read_attachment(body: str) -> Attachment:

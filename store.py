@@ -1,5 +1,6 @@
 """`open_store`, and the store in one SQLite file: threads, their items, feedback and attachments."""
 
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
@@ -8,9 +9,10 @@ from chatkit.store import NotFoundError
 from chatkit.types import Attachment, FeedbackKind, Page, ThreadItem, ThreadMetadata
 
 from context import RequestContext
-from conversations import HIDDEN_TYPES, KEPT, AlreadySent, ConversationStore, IncompatibleDatabase
+from conversations import HIDDEN_TYPES, AlreadySent, ConversationStore, IncompatibleDatabase
 from rows import (
     attachment_body,
+    attachment_ids,
     changed_columns,
     cursor_seq,
     item_page,
@@ -206,7 +208,7 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
     async def delete_thread_item(self, thread_id: str, item_id: str, context: RequestContext) -> None:
         def write(db: sqlite3.Connection) -> None:
             require_lease(db, thread_id, context)
-            _delete_attachments_of(db, "items.id = :which", item_id, thread_id, context)
+            _delete_attachments_of(db, "id = ?", item_id, thread_id, context)
             deleted = sum(
                 db.execute(
                     f"DELETE FROM {table} WHERE thread_id = ? AND id = ? AND user_id = ?",
@@ -229,7 +231,7 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
                 thread_id,
                 context.user_id,
             )
-            _delete_attachments_of(db, "items.seq > :which", seq, thread_id, context)
+            _delete_attachments_of(db, "seq > ?", seq, thread_id, context)
             db.execute(
                 "DELETE FROM items WHERE thread_id = ? AND user_id = ? AND seq > ?", (thread_id, context.user_id, seq)
             )
@@ -299,23 +301,20 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
 def _delete_attachments_of(
     db: sqlite3.Connection, condition: str, which: str | int, thread_id: str, context: RequestContext
 ) -> None:
-    """Delete the files of the items that are about to be deleted, unless an item that stays has them too."""
-    here = "items.thread_id = :thread AND items.user_id = :user"
-    of_messages = (
-        "SELECT json_extract(attachment.value, '$.id') FROM items, json_each(items.body, '$.attachments') AS attachment"
-        f" WHERE items.type = 'user_message' AND {here}"
+    """Delete the thread's files of the items that are about to be deleted, unless an item that stays has them too."""
+    columns = "thread_id, user_id, seq, id, type, body"
+    here = (
+        f"SELECT body FROM (SELECT {columns} FROM items UNION ALL SELECT {columns} FROM checkpoints)"
+        " WHERE type IN ('user_message', 'generated_image') AND thread_id = ? AND user_id = ? AND"
     )
-    of_images = (
-        f"SELECT substr(json_extract(items.body, '$.image.url'), {len(KEPT) + 1}) FROM items"
-        f" WHERE items.type = 'generated_image' AND {here}"
-    )
-    db.execute(
-        "DELETE FROM attachments WHERE user_id = :user"
-        " AND (thread_id IS NULL OR thread_id = :thread)"
-        f" AND id IN ({of_messages} AND {condition} UNION ALL {of_images} AND {condition})"
-        f" AND id NOT IN ({of_messages} AND NOT {condition})",
-        {"which": which, "thread": thread_id, "user": context.user_id},
-    )
+    values = thread_id, context.user_id, which
+    if ids := attachment_ids(body for (body,) in db.execute(f"{here} {condition}", values)):
+        ids -= attachment_ids(body for (body,) in db.execute(f"{here} NOT {condition}", values))
+        db.execute(
+            "DELETE FROM attachments WHERE id IN (SELECT value FROM json_each(?)) AND user_id = ?"
+            " AND (thread_id IS NULL OR thread_id = ?)",
+            (json.dumps([*ids]), context.user_id, thread_id),
+        )
 
 
 def _after_seq(db: sqlite3.Connection, after: str, lookup: str, *owner: str) -> int:

@@ -211,7 +211,7 @@ class Turn(StreamingResult):
                     if is_hidden(earlier):  # which nothing changes; it may stand for one that cannot be read
                         self._note(earlier)
                         return
-                    self._put(earlier)
+                    self._put(earlier, stored=True)
                 self.open_items.update(item_id, update)
             case ThreadItemDoneEvent(item=item) | ThreadItemReplacedEvent(item=item):
                 await self._store_item(item)
@@ -224,10 +224,10 @@ class Turn(StreamingResult):
             case StreamOptionsEvent():
                 self._answering = True
 
-    def _put(self, item: ThreadItem) -> None:
-        self._note(item)
+    def _put(self, item: ThreadItem, *, stored: bool = False) -> None:
         item.created_at = aware(item.created_at)
-        self.open_items.put(item)
+        self.open_items.put(item, stored=stored)
+        self._note(item)
 
     def _note(self, item: ThreadItem) -> None:
         if is_hidden(item):
@@ -313,8 +313,10 @@ class Turn(StreamingResult):
         return ErrorEvent(message=words, allow_retry=self._answering) if words else None
 
     def _send(self, event: ThreadStreamEvent) -> None:
-        item_id = getattr(event, "item_id", None) or getattr(getattr(event, "item", None), "id", None)
-        if not self._listening or item_id in self._hidden:
+        fields = vars(event)
+        item = fields.get("item")
+        item_id = fields.get("item_id") or getattr(item, "id", None)
+        if not self._listening or item_id in self._hidden or (item and is_hidden(item)):
             return
         self._unread.put(event)
         self._news.set()

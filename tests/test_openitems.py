@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from chatkit.actions import ActionConfig
 from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageItem,
@@ -10,11 +11,21 @@ from chatkit.types import (
     WidgetComponentUpdated,
     WidgetItem,
     WidgetRootUpdated,
+    WidgetStreamingTextValueDelta,
     Workflow,
     WorkflowItem,
     WorkflowTaskUpdated,
 )
-from chatkit.widgets import Box, Card, DynamicWidgetComponent, DynamicWidgetRoot
+from chatkit.widgets import (
+    BarSeries,
+    Box,
+    Button,
+    Card,
+    Chart,
+    DynamicWidgetComponent,
+    DynamicWidgetRoot,
+    Text,
+)
 
 from openitems import OpenItems
 from rows import item_row, read_item
@@ -83,6 +94,36 @@ def test_a_widget_keeps_what_no_class_of_the_sdk_names(updated: bool) -> None:
     assert isinstance(kept.widget, DynamicWidgetRoot)
     assert isinstance(kept.widget.children, list)
     assert isinstance(kept.widget.children[1], DynamicWidgetComponent)
+
+
+def test_what_is_no_component_of_a_widget_stays_as_it_is() -> None:
+    action = ActionConfig(type="order")
+    series = [BarSeries(dataKey="n", label="N")]
+    chart = Chart(data=[{"n": 1}], series=series, xAxis="n")
+    items = OpenItems()
+    text = Text(id="t", value="", streaming=True)
+    items.put(widget("w", Card(children=[text, Button(label="Order", onClickAction=action), chart])))
+    items.update("w", WidgetStreamingTextValueDelta(component_id="t", delta="Words", done=False))
+    [kept], _ = items.close()
+    assert isinstance(kept, WidgetItem)
+    assert isinstance(kept.widget, Card)
+    shown, button, bars = kept.widget.children
+    assert isinstance(shown, Text)
+    assert isinstance(button, Button)
+    assert (shown.value, shown.streaming) == ("Words", False)
+    assert button.onClickAction == action
+    assert bars == chart
+
+
+def test_a_component_may_be_put_into_one_that_takes_its_place() -> None:
+    items = OpenItems()
+    items.put(widget("w", Card(children=[Text(id="t", value="V")])))
+    around = Box(children=[Text(id="t", value="V")])
+    items.update("w", WidgetComponentUpdated(component_id="t", component=around))
+    [kept], unstored = items.close()
+    assert isinstance(kept, WidgetItem)
+    assert isinstance(kept.widget, Card)
+    assert (kept.widget.children, unstored) == ([around], [])
 
 
 def test_what_an_agent_does_to_an_object_after_it_was_shown_changes_nothing() -> None:

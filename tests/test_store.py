@@ -886,6 +886,31 @@ async def test_a_message_that_the_end_of_its_turn_stores_takes_its_attachments_t
             await store.load_attachment(name, alice())
 
 
+async def test_deleting_what_is_only_a_checkpoint_deletes_its_attachments(store: ConversationStore) -> None:
+    thread = await make_thread(store)
+    await upload(store, b"abc", "a")
+    context = RequestContext("alice", lease=await store.acquire_lease(thread, alice()))
+    await store.save_checkpoints(thread, [sending_files(thread, "a")], context)
+    await store.delete_thread_item(thread, "said", context)
+    with pytest.raises(NotFoundError):
+        await store.load_attachment("a", alice())
+
+
+async def test_an_image_that_two_items_show_is_deleted_with_the_last(store: ConversationStore) -> None:
+    thread = await make_thread(store)
+    await upload(store, b"abc", "a")
+    await store.save_attachment(file("a", thread), alice())
+    for item_id in ("one", "other", "empty"):
+        image = None if item_id == "empty" else GeneratedImage(id="g", url=f"{KEPT}a")
+        item = GeneratedImageItem(id=item_id, thread_id=thread, created_at=NOON, image=image)
+        await store.add_thread_item(thread, item, alice())
+    await store.delete_thread_item(thread, "one", alice())
+    assert (await store.load_attachment("a", alice())).thread_id == thread
+    await store.delete_thread_item(thread, "other", alice())
+    with pytest.raises(NotFoundError):
+        await store.load_attachment("a", alice())
+
+
 async def test_a_message_that_is_kept_by_a_checkpoint_takes_its_attachments_too(store: ConversationStore) -> None:
     thread = await make_thread(store)
     await upload(store, b"abc", "a")

@@ -14,10 +14,12 @@ import pytest
 from chatkit.errors import CustomStreamError
 from chatkit.types import (
     AssistantMessageContent,
+    AssistantMessageContentPartDone,
     AssistantMessageContentPartTextDelta,
     AssistantMessageItem,
     ClientToolCallItem,
     CustomTask,
+    HiddenContextItem,
     NoticeEvent,
     SDKHiddenContextItem,
     ThreadItem,
@@ -554,6 +556,37 @@ async def test_a_letter_that_an_author_streamed_in_two_halves_is_stored_as_it_wa
     message, _ = await stored(store)
     assert isinstance(message, AssistantMessageItem)
     assert message.content[0].text == "Two halves \U0001f600 and one \ufffd"
+
+
+async def test_a_hidden_item_stays_hidden_when_a_visible_one_with_its_id_cannot_be_stored(
+    turns: Turns, store: ConversationStore
+) -> None:
+    at = {"thread_id": THREAD, "created_at": datetime.now(UTC)}
+
+    async def odd() -> Events:
+        yield ThreadItemAddedEvent(item=HiddenContextItem(id="msg_1", content="a secret", **at))
+        yield ThreadItemDoneEvent(item=text("Half a letter \ud83d"))
+
+    turn = await begin(turns, store, odd())
+    events = await rest_of(turn)
+    assert [event["type"] for event in events] == ["error"]
+    assert [type(item) for item in await stored(store)] == [HiddenContextItem]
+
+
+async def test_an_earlier_item_of_which_an_update_leaves_nothing_stays_as_it_was(
+    turns: Turns, store: ConversationStore
+) -> None:
+    await store.add_thread_item(THREAD, text("Some words"), RequestContext("alice"))
+
+    async def emptying() -> Events:
+        update = AssistantMessageContentPartDone(content_index=0, content=AssistantMessageContent(text=" "))
+        yield ThreadItemUpdatedEvent(item_id="msg_1", update=update)
+
+    *_, done = await rest_of(await begin(turns, store, emptying()))
+    assert (done["type"], done["item"]["content"][0]["text"]) == ("thread.item.done", "Some words")
+    [kept] = await stored(store)
+    assert isinstance(kept, AssistantMessageItem)
+    assert kept.content[0].text == "Some words"
 
 
 async def test_an_update_leaves_an_item_alone_that_cannot_be_read(
