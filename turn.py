@@ -313,10 +313,8 @@ class Turn(StreamingResult):
         return ErrorEvent(message=words, allow_retry=self._answering) if words else None
 
     def _send(self, event: ThreadStreamEvent) -> None:
-        fields = vars(event)
-        item = fields.get("item")
-        item_id = fields.get("item_id") or getattr(item, "id", None)
-        if not self._listening or item_id in self._hidden or (item and is_hidden(item)):
+        item_id = getattr(event, "item_id", None) or getattr(getattr(event, "item", None), "id", None)
+        if not self._listening or item_id in self._hidden:
             return
         self._unread.put(event)
         self._news.set()
