@@ -1,5 +1,6 @@
 """Thread items as what the model reads."""
 
+import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -50,7 +51,8 @@ async def load_history(
 ) -> Sequence[ThreadItem]:
     """Return the newest items in order, at most `most`, from the beginning of a turn on.
 
-    A turn that is longer than that is cut, but never without the message that it answers. (A call and its output are
+    A turn that is longer than that, or leaves room for no more than the message after it, is cut, but never without
+    the message that it answers. (A call and its output are
     one item, so that nothing comes between them.)
     """
     newest: list[ThreadItem] = []
@@ -61,7 +63,7 @@ async def load_history(
     items = newest[::-1]
     if not page.has_more:
         return items
-    for place, item in enumerate(items):
+    for place, item in enumerate(items[:-1] or items):  # the newest alone would be a message without what it is about
         if isinstance(item, UserMessageItem):
             return items[place:]
     while page.has_more:
@@ -241,8 +243,9 @@ class HistoryConverter(ThreadItemConverter):
     ) -> TResponseInputItem | list[TResponseInputItem] | None:
         content = item.content
         if _is_tool_result(item):
-            call: Any = {"type": "function_call", "call_id": item.id, "name": content[TOOL]}
-            output: Any = {"type": "function_call_output", "call_id": item.id, "output": content["output"]}
+            call_id = _call_id(item)
+            call: Any = {"type": "function_call", "call_id": call_id, "name": content[TOOL]}
+            output: Any = {"type": "function_call_output", "call_id": call_id, "output": content["output"]}
             return [{**call, "arguments": content["arguments"]}, output]
         if not isinstance(content, str):
             item = item.model_copy(update={"content": json.dumps(content, ensure_ascii=False, default=str)})
@@ -251,8 +254,7 @@ class HistoryConverter(ThreadItemConverter):
     async def client_tool_call_to_input(
         self, item: ClientToolCallItem
     ) -> TResponseInputItem | list[TResponseInputItem] | None:
-        """The item's id names the call: a model may give the same one twice in a thread."""
-        return await super().client_tool_call_to_input(item.model_copy(update={"call_id": item.id}))
+        return await super().client_tool_call_to_input(item.model_copy(update={"call_id": _call_id(item)}))
 
     async def generated_image_to_input(
         self, item: GeneratedImageItem
@@ -275,6 +277,14 @@ class HistoryConverter(ThreadItemConverter):
         """Chat Completions takes nothing but plain text here; the Responses API takes it as well."""
         text = "\n\n".join(part.text for part in item.content if part.text)
         return {"role": "assistant", "content": text} if text.strip() else None
+
+
+def _call_id(item: ThreadItem) -> str:
+    """Return what names the item's call: a model may give the same id twice in a thread.
+
+    Mistral takes nine letters and digits, and nothing else.
+    """
+    return hashlib.sha256(item.id.encode(errors="surrogatepass")).hexdigest()[:9]
 
 
 def _is_tool_result(item: ThreadItem) -> bool:

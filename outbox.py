@@ -2,7 +2,14 @@
 
 from collections.abc import Callable
 
-from chatkit.types import AssistantMessageContentPartTextDelta, ThreadItemUpdatedEvent, ThreadStreamEvent
+from chatkit.types import (
+    AssistantMessageContentPartTextDelta,
+    GeneratedImageUpdated,
+    ThreadItemUpdatedEvent,
+    ThreadStreamEvent,
+    WidgetRootUpdated,
+    WorkflowTaskUpdated,
+)
 
 from sdk import mended
 
@@ -15,6 +22,7 @@ class Outbox:
 
     An event is encoded when it is put, as its item may change. Text that follows text of the same message is joined
     with it until it is fetched: a process that is behind sends longer pieces, one that is not sends each as it came.
+    What is told as a whole again and again, a growing thought say, is told once, as it is when it is fetched.
     """
 
     def __init__(self, encode: Callable[[ThreadStreamEvent], bytes]):
@@ -24,6 +32,8 @@ class Outbox:
         self._texts: list[str] = []
         self._place = ("", 0)
         """Item and part that the texts belong to."""
+        self._told: tuple[object, ...] | None = None
+        """What the last chunk tells the whole of."""
 
     def __bool__(self) -> bool:
         return bool(self._chunks or self._texts)
@@ -40,7 +50,11 @@ class Outbox:
                 self.size_bytes += len(delta) + PIECE_BYTES
             case _:
                 self._encode_texts()
+                told = _told_whole(event)
+                if told is not None and told == self._told:
+                    self.size_bytes -= len(self._chunks.pop())
                 self._append(event)
+                self._told = told
 
     def take(self) -> bytes:
         """Return all that waits, and nothing again."""
@@ -51,6 +65,7 @@ class Outbox:
 
     def clear(self) -> None:
         self._chunks.clear()
+        self._told = None
         self._texts.clear()
         self.size_bytes = 0
 
@@ -64,4 +79,15 @@ class Outbox:
     def _append(self, event: ThreadStreamEvent) -> None:
         chunk = b"data: " + self._encode(event) + b"\n\n"
         self._chunks.append(chunk)
+        self._told = None
         self.size_bytes += len(chunk)
+
+
+def _told_whole(event: ThreadStreamEvent) -> tuple[object, ...] | None:
+    """Return what the event tells the whole of, so that one before it about the same need not be read any more."""
+    match event:
+        case ThreadItemUpdatedEvent(item_id=item_id, update=WorkflowTaskUpdated(task_index=index)):
+            return item_id, index
+        case ThreadItemUpdatedEvent(item_id=item_id, update=WidgetRootUpdated() | GeneratedImageUpdated() as update):
+            return item_id, update.type
+    return None

@@ -86,7 +86,7 @@ class AgentRuns:
         async with self._tool_servers.for_turn(context) as servers:
             agent = await self._make_agent(context)
             if servers:
-                agent = await with_tools_of(servers, agent)
+                agent = await with_tools_of(servers, agent, self.agent_context(thread, context))
             async with aclosing(self._run(agent, thread, message, context, anew=anew)) as events:
                 async for event in events:
                     yield event

@@ -266,6 +266,11 @@ def _completions_chunks() -> TypeAdapter[Any]:
     return TypeAdapter(ChatCompletionChunk)
 
 
+SHOWN_BY_ID = ("message", "image_generation_call")
+"""What ChatKit 1.6.5 names items after. Others may have the index of an open message: the Agents SDK (0.24) gives a
+thought of Chat Completions the first one, whatever came before it."""
+
+
 class OwnIds:
     """A run whose items have ids of ours, for `stream_agent_response`.
 
@@ -294,7 +299,7 @@ class OwnIds:
         if data.type == "response.reasoning_text.delta":
             return replace(event, data=_as_summary(data))
         match data.type:
-            case "response.output_item.added" | "response.output_item.done":
+            case "response.output_item.added" | "response.output_item.done" if data.item.type in SHOWN_BY_ID:
                 item = data.item.model_copy(update={"id": self._id(data)}, deep=True)
                 for part in getattr(item, "content", None) or []:
                     _mend(part, "text")

@@ -201,7 +201,9 @@ def _words_for_model(context: RunContextWrapper[Any], error: Exception) -> str:
     return f"The call failed: {error}"[:MAX_ERROR_LENGTH]
 
 
-async def with_tools_of(servers: Sequence[MCPServer], agent: Agent[Any]) -> Agent[Any]:
+async def with_tools_of(
+    servers: Sequence[MCPServer], agent: Agent[Any], context: AgentContext[RequestContext]
+) -> Agent[Any]:
     """Return the agent with these servers' tools, too.
 
     Where a name is there twice the Agents SDK (0.24) would refuse to run: then each tool of a server is offered under
@@ -210,7 +212,7 @@ async def with_tools_of(servers: Sequence[MCPServer], agent: Agent[Any]) -> Agen
     servers = [*agent.mcp_servers, *servers]
     names = [tool.name for tool in agent.tools]
     for server in servers:
-        names += [tool.name for tool in await server.list_tools()]
+        names += [tool.name for tool in await server.list_tools(RunContextWrapper(context), agent)]
     config = agent.mcp_config.copy()
     if len(names) > len({*names}):
         config["include_server_in_tool_names"] = True

@@ -151,6 +151,27 @@ def test_thoughts_that_are_not_summed_up_are_shown(client: Client, model: StandI
     assert client.items(thread_of(events)) == fold(events)
 
 
+@pytest.mark.parametrize("more", ["So.", ""])
+def test_a_thought_in_the_midst_of_an_answer_does_not_break_it_in_two(
+    client: Client, model: StandIn, more: str
+) -> None:
+    model.will(
+        Raw(
+            chunk({"content": "Well. "})
+            + chunk({"reasoning_content": "Hm."})
+            + (chunk({"content": more}) if more else b"")
+            + chunk({}, "stop")
+            + DONE
+        )
+    )
+    events = client.create("Think")
+    assert not errors_of(events)
+    items = client.items(thread_of(events))
+    said = [text_of(item) for item in items if item["type"] == "assistant_message"]
+    assert said == [f"Well. {more}"]
+    assert items == fold(events)
+
+
 def test_use_that_is_not_known_fails_nothing(client: Client, model: StandIn) -> None:
     unknown = {"prompt_tokens": -1, "completion_tokens": -1, "total_tokens": -2}
     model.will(*BEGUN, Raw(chunk({}, "stop") + data({"choices": [], "usage": unknown}) + DONE))

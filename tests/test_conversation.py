@@ -41,9 +41,9 @@ def asked_of(model: StandIn) -> Any:
     found: dict[str, str] = {}
 
     def mask(match: re.Match[str]) -> str:
-        return found.setdefault(match.group(0), f"{match.group(1)}_{len(found) + 1}")
+        return found.setdefault(match.group(0), f"{match.group(1) or 'call'}_{len(found) + 1}")
 
-    return json.loads(re.sub(r"\b(msg|tc|wf|thr)_[0-9a-f]{32}", mask, json.dumps(request)))
+    return json.loads(re.sub(r"\b(?:(msg|tc|wf|thr)_[0-9a-f]{32}|[0-9a-f]{9})\b", mask, json.dumps(request)))
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -142,6 +142,42 @@ def test_a_turn_longer_than_the_window_keeps_its_question(tmp_path: Path, model:
     sent = json.dumps(model.asked[-1].body["input"])
     assert "The question" in sent
     assert re.findall(r"word \d", sent)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_message_after_a_turn_that_fills_the_window_does_not_stand_alone(
+    tmp_path: Path, model: StandIn, api: str
+) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", HISTORY_ITEMS="5", OPENAI_API=api)) as client:
+        for number in range(6):
+            model.will(Call("look_up", {"word": f"word {number}"}, call_id=f"call_{number}"))
+        thread = thread_of(client.create("The question"))
+        client.say(thread, "And in euros?")
+    sent = json.dumps(model.asked[-1].body)
+    assert re.findall(r"The question|word \d|And in euros", sent)[::2][0] == "The question"
+    assert {"word 3", "word 4", "word 5"} <= {*re.findall(r"word \d", sent)}
+    assert "word 2" not in sent
+    assert sent.index("word 5") < sent.index("And in euros?")
+
+
+def test_a_window_of_one_holds_the_new_message(tmp_path: Path, model: StandIn) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", HISTORY_ITEMS="1")) as client:
+        client.say(thread_of(client.create("Before")), "Now")
+    assert [item["content"][0]["text"] for item in model.asked[-1].body["input"]] == ["Now"]
+
+
+@pytest.mark.parametrize("tool", ["look_up", "pick_file"])
+def test_earlier_calls_have_ids_that_mistral_takes(tmp_path: Path, model: StandIn, tool: str) -> None:
+    with service(**probing(model, tmp_path / "chatkit.db", OPENAI_API="chat_completions")) as client:
+        model.will(Call(tool, {"word": "x"} if tool == "look_up" else {}))
+        thread = thread_of(client.create("Call it"))
+        if tool == "pick_file":
+            client.stream("threads.add_client_tool_output", {"thread_id": thread, "result": 1})
+        client.say(thread, "And now?")
+    messages = model.asked[-1].body["messages"]
+    [call] = [call["id"] for message in messages for call in message.get("tool_calls") or []]
+    assert re.fullmatch("[a-zA-Z0-9]{9}", call)
+    assert [message["tool_call_id"] for message in messages if message["role"] == "tool"] == [call]
 
 
 def test_500_turns_keep_the_request_bounded_and_its_making_flat(tmp_path: Path, model: StandIn) -> None:

@@ -7,8 +7,11 @@ from typing import Any
 from chatkit.types import (
     AssistantMessageContentPartTextDelta,
     ProgressUpdateEvent,
+    ThoughtTask,
     ThreadItemUpdatedEvent,
     ThreadStreamEvent,
+    WorkflowTaskAdded,
+    WorkflowTaskUpdated,
 )
 
 from outbox import Outbox
@@ -102,3 +105,36 @@ def test_a_long_answer_arrives_whole_and_in_order(client: Client, model: StandIn
     assert "".join(event.get("update", {}).get("delta", "") for event in events) == words
     assert text_of(fold(events)[-1]) == words
     assert client.items(thread_of(events)) == fold(events)
+
+
+def thought(content: str, index: int = 0) -> ThreadStreamEvent:
+    update = WorkflowTaskUpdated(task_index=index, task=ThoughtTask(content=content))
+    return ThreadItemUpdatedEvent(item_id="wf_1", update=update)
+
+
+def test_a_thought_that_grows_while_nobody_reads_is_told_once_as_it_is_then() -> None:
+    outbox, words = Outbox(encode), "word " * 5000
+    for end in range(5, len(words) + 1, 5):
+        outbox.put(thought(words[:end]))
+    assert outbox.size_bytes < 2 * len(words)
+    assert told(outbox) == [json.loads(encode(thought(words)))]
+    assert outbox.size_bytes == 0
+
+
+def test_only_what_tells_of_the_same_takes_the_place_of_what_was_not_read() -> None:
+    added = WorkflowTaskAdded(task_index=1, task=ThoughtTask(content=""))
+    events = [
+        thought("A"),
+        ThreadItemUpdatedEvent(item_id="wf_1", update=added),
+        thought("B", index=1),
+        thought("A again"),
+        said("Words"),
+        thought("A at last"),
+    ]
+    outbox = Outbox(encode)
+    for event in events:
+        outbox.put(event)
+    expected = [json.loads(encode(event)) for event in events]
+    assert told(outbox) == expected
+    outbox.put(events[-1])
+    assert told(outbox) == expected[-1:]

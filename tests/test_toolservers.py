@@ -4,16 +4,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import httpx2
 import pytest
+from agents import Agent
+from chatkit.types import ThreadMetadata
 
 from conftest import probing
+from context import RequestContext
+from history import RecordingContext
 from issuer import Issuer
 from service import Client, InProcess, errors_of, eventually, fold, free_port, message, run, service, text_of, thread_of
 from standin import Call, Say, StandIn
+from toolservers import with_tools_of
 
 SERVER = Path(__file__).with_name("toolserver.py")
 
@@ -321,3 +327,21 @@ def test_500_turns_leave_no_task_and_no_connection_behind(
     print(f"\nconnections to the tool server after 10 turns: {counts[9]}, after 500: {counts[-1]}")
     assert counts[-1] <= max(counts[:20])
     eventually(lambda: len(client.tasks()) <= tasks, what="the end of all tasks but those of an idle service")
+
+
+@pytest.mark.anyio
+async def test_an_authors_server_is_asked_for_its_tools_with_all_that_its_filter_needs() -> None:
+    class Filtering:
+        name = "the author's"
+
+        async def list_tools(self, run_context: Any = None, agent: Any = None) -> list[Any]:
+            assert isinstance(run_context.context, RecordingContext)
+            assert agent is author
+            return []
+
+    server: Any = Filtering()
+    author = Agent(name="Agent", mcp_servers=[server])
+    store: Any = None
+    thread = ThreadMetadata(id="thr_1", created_at=datetime.now(UTC))
+    context = RecordingContext(thread=thread, store=store, request_context=RequestContext("alice"))
+    assert (await with_tools_of([], author, context)).mcp_servers == [server]
