@@ -193,6 +193,7 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                 "verifier": verifier,
                 "local": local,
                 "store": store,
+                "database": Database(store),
                 "attachments": attachments,
                 "tool_servers": tool_servers,
                 "server": server,
@@ -217,6 +218,22 @@ async def enter_store(stack: AsyncExitStack, settings: Settings) -> Conversation
             await asyncio.sleep(RETRY_SECONDS)
 
 
+class Database:
+    """Whether it takes writes, asked once for all who want to know at the same time: anybody may ask."""
+
+    def __init__(self, store: ConversationStore):
+        self._store = store
+        self._asking: asyncio.Task[None] | None = None
+
+    async def ready(self) -> None:
+        """Return once it has taken a write, or raise `StoreUnavailable`."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._store.ping(), name="ping")
+            # asked for, as all who wait may go away meanwhile
+            self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+        await asyncio.shield(self._asking)
+
+
 # --- routes -------------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +256,7 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     if request.state.verifier:
         await request.state.verifier.wait_until_ready()
-    await request.state.store.ping()
+    await request.state.database.ready()
     if missing := request.state.tool_servers.missing:
         return JSONResponse({"status": "degraded", "tool_servers": missing})
     return JSONResponse({"status": "ok"})
@@ -276,8 +293,9 @@ def require_local(request: Request) -> None:
     request.state.local.require(
         host=request.headers.get("host", ""),
         origin=request.headers.get("origin"),
-        scheme=request.url.scheme,
+        scheme=request.scope["scheme"],
         server_address=(request.scope.get("server") or [None])[0],
+        client_address=(request.scope.get("client") or [None])[0],
         forwarded="x-forwarded-for" in request.headers,
     )
 

@@ -123,13 +123,14 @@ class Attachments(AttachmentStore[RequestContext]):
         """
         mime_type = next((each for each in IMAGE_TYPES if data.startswith(MAGIC[each])), "image/png")
         name, kept = f"image.{mime_type.partition('/')[2]}", new_id("attachment")
-        image = ImageAttachment(id=kept, name=name, mime_type=mime_type, preview_url=_kept_url(kept))
+        image = ImageAttachment(
+            id=kept, name=name, mime_type=mime_type, preview_url=_kept_url(kept), thread_id=thread_id
+        )
 
         async def whole() -> AsyncIterator[bytes]:
             yield data
 
         await self._store_whole(image, whole(), context, announced=len(data))
-        await self._store.save_attachment(image.model_copy(update={"thread_id": thread_id}), context)
         return kept
 
     async def _store_whole(
@@ -307,6 +308,7 @@ class KeptImages(ResponseStreamConverter):
         self._thread_id = thread_id
         self._context = context
         self._drafts: dict[str, str] = {}
+        self._superseded: list[str] = []
 
     async def base64_image_to_url(
         self, image_id: str, base64_image: str, partial_image_index: int | None = None
@@ -314,10 +316,16 @@ class KeptImages(ResponseStreamConverter):
         data = base64.b64decode(base64_image)
         kept = await self._attachments.keep_image(data, self._thread_id, self._context)
         if draft := self._drafts.pop(image_id, None):
-            await self._store.delete_attachment(draft, self._context)
+            self._superseded.append(draft)
         if partial_image_index is not None:
             self._drafts[image_id] = kept
         return str(_kept_url(kept))
+
+    async def delete_superseded(self) -> None:
+        """Delete the drafts that nothing shows any more: to be called when an image is stored."""
+        while self._superseded:
+            with suppress(NotFoundError):
+                await self._store.delete_attachment(self._superseded.pop(), self._context)
 
 
 def _kept_url(attachment_id: str) -> AnyUrl:

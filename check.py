@@ -15,7 +15,7 @@ from auth import InvalidToken, KeysUnavailable, Verifier
 from conversations import IncompatibleDatabase, StoreUnavailable
 from copying import schema_versions
 from failures import describe
-from settings import Settings
+from settings import Settings, without_password
 from store import open_store
 from toolservers import name_of, tool_names
 
@@ -123,16 +123,20 @@ async def _model(settings: Settings) -> AsyncIterator[str]:
     ) as client:
         listed = await _models_of(client)
         if listed is None:
-            yield f"{client.base_url} answers, and does not say which models it has"
+            yield f"{_address(client)} answers, and does not say which models it has"
             return
         wanted = dict.fromkeys([settings.openai_default_model or get_default_model(), *settings.models])
         for name in wanted:
             if name not in listed and not await _has(client, name):
                 raise Wrong(
-                    f"{client.base_url} has no model {name}: it has {_listed(listed[:10]) or 'none'}."
+                    f"{_address(client)} has no model {name}: it has {_listed(listed[:10]) or 'none'}."
                     " Set OPENAI_DEFAULT_MODEL or MODELS to what it has."
                 )
-        yield f"{client.base_url} answers, takes the key, and has {', '.join(wanted)}"
+        yield f"{_address(client)} answers, takes the key, and has {', '.join(wanted)}"
+
+
+def _address(client: AsyncOpenAI) -> str:
+    return without_password(str(client.base_url))
 
 
 async def _models_of(client: AsyncOpenAI) -> list[str] | None:
@@ -140,16 +144,16 @@ async def _models_of(client: AsyncOpenAI) -> list[str] | None:
     try:
         return [each.id for each in (await client.models.list()).data]
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise Wrong(f"{client.base_url} refuses the key ({error.status_code}). Set OPENAI_API_KEY.") from error
+        raise Wrong(f"{_address(client)} refuses the key ({error.status_code}). Set OPENAI_API_KEY.") from error
     except openai.APIStatusError:  # not every compatible server has a list of models
         return None
     except openai.OpenAIError as error:
         raise Wrong(
-            f"{client.base_url} does not answer ({describe(error)}). Set OPENAI_BASE_URL, or start the server there."
+            f"{_address(client)} does not answer ({describe(error)}). Set OPENAI_BASE_URL, or start the server there."
         ) from error
     except (AttributeError, TypeError, ValueError) as error:  # openai 3.54, of an answer that it cannot make sense of
         raise Wrong(
-            f"{client.base_url} answers, but not as OpenAI's API does. Set OPENAI_BASE_URL, which mostly ends in /v1."
+            f"{_address(client)} answers, but not as OpenAI's API does. Set OPENAI_BASE_URL, which mostly ends in /v1."
         ) from error
 
 

@@ -8,11 +8,14 @@ from agents.exceptions import ModelBehaviorError
 from chatkit.types import InputTranscribeParams, TranscriptionResult
 from openai import AsyncOpenAI
 
+from conversations import QuotaExceeded
 from failures import Refused
 from sdk import mended
 
 MAX_AUDIO_BYTES = 25 * 1024 * 1024
 """As OpenAI's audio API has it."""
+MAX_AT_ONCE = 32
+"""In a process: they share its connections to the model's server with the turns."""
 AUDIO_TYPES = {"audio/webm": "webm", "audio/ogg": "ogg", "audio/mp4": "mp4"}
 """What the ChatKit panel records, and the file names that the audio API knows them by."""
 
@@ -27,9 +30,24 @@ class Dictation:
     def __init__(self, client: AsyncOpenAI, model: str):
         self._client = client
         self._model = model
+        self._heard: set[str] = set()
 
-    async def transcribe(self, params: InputTranscribeParams) -> TranscriptionResult:
-        """Raise `Refused` for what is no audio of a known type, `DictationFailed` where the model fails."""
+    async def transcribe(self, params: InputTranscribeParams, user_id: str) -> TranscriptionResult:
+        """Transcribe for the user, who has one dictation at a time.
+
+        Raises `QuotaExceeded`, `Refused` for what is no audio of a known type, `DictationFailed` where the model fails.
+        """
+        if user_id in self._heard:
+            raise QuotaExceeded("dictations", retry_after_seconds=5)
+        if len(self._heard) >= MAX_AT_ONCE:
+            raise QuotaExceeded("max_turns", retry_after_seconds=5)
+        self._heard.add(user_id)
+        try:
+            return await self._transcribe(params)
+        finally:
+            self._heard.remove(user_id)
+
+    async def _transcribe(self, params: InputTranscribeParams) -> TranscriptionResult:
         media_type = params.mime_type.partition(";")[0].strip().lower()
         if media_type not in AUDIO_TYPES:
             raise Refused("unsupported_type", f"Dictation takes {', '.join(AUDIO_TYPES)}.")

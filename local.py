@@ -40,7 +40,14 @@ class LocalAccess:
         self._warned: set[str] = set()
 
     def require(
-        self, *, host: str, origin: str | None, scheme: str, server_address: str | None, forwarded: bool
+        self,
+        *,
+        host: str,
+        origin: str | None,
+        scheme: str,
+        server_address: str | None,
+        client_address: str | None,
+        forwarded: bool,
     ) -> None:
         """Raise `Forbidden` unless these headers, and the address that the request arrived at, are a local one's."""
         if forwarded:
@@ -48,6 +55,9 @@ class LocalAccess:
         is_unix_socket = (server_address or "").startswith("/")  # reached by this machine's programs only
         if server_address and not (is_unix_socket or is_loopback(server_address) or self._allow_anonymous):
             self._warn(f"refused requests to {server_address}: set JWKS_URL and JWT_ISSUER, or ALLOW_ANONYMOUS=1")
+            raise Forbidden("This service has no login configured, and takes requests from its own machine only.")
+        if client_address and not (is_loopback(client_address) or self._allow_anonymous):  # as a proxy says it
+            self._warn("refused requests that a proxy passed on: set JWKS_URL and JWT_ISSUER, or ALLOW_ANONYMOUS=1")
             raise Forbidden("This service has no login configured, and takes requests from its own machine only.")
         name = urlsplit(f"//{host}").hostname or ""
         if not is_loopback(name) and name != self._public_host:

@@ -75,6 +75,10 @@ class OpenItems:
         _apply(self._items[item_id], update)
         self._unsaved.add(item_id)
 
+    def withhold(self, item_id: str) -> None:
+        """Have no checkpoint made of an item that is about to be removed."""
+        self._unsaved.discard(item_id)
+
     def discard(self, item_id: str) -> None:
         """Forget an item that is stored, or was removed."""
         self._items.pop(item_id, None)

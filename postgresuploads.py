@@ -9,6 +9,7 @@ from context import RequestContext
 from conversations import CHUNK_BYTES, MAX_UNSENT, UNSENT_HOURS, AlreadyUploaded, QuotaExceeded, new_id
 from pool import OnPool, Session
 from postgresschema import NOW
+from postgresthreads import require_lease
 from rows import attachment_body
 
 
@@ -17,13 +18,16 @@ class PostgresUploads(OnPool):
         self, attachment: Attachment, size: int, max_storage_bytes: int, context: RequestContext
     ) -> None:
         async def write(db: Session) -> None:
+            if attachment.thread_id is not None:
+                await require_lease(db, attachment.thread_id, context)
             await db.lock(_storage_of(context))
             await db.execute(
-                "INSERT INTO @attachments (id, user_id, body, size, is_complete, created_at)"
-                f" VALUES (%s, %s, %s, %s, FALSE, {NOW})",
-                (attachment.id, context.user_id, attachment_body(attachment), size),
+                "INSERT INTO @attachments (id, user_id, thread_id, body, size, is_complete, created_at)"
+                f" VALUES (%s, %s, %s, %s, %s, FALSE, {NOW})",
+                (attachment.id, context.user_id, attachment.thread_id, attachment_body(attachment), size),
             )
-            await _require_few_unsent(db, context)
+            if attachment.thread_id is None:
+                await _require_few_unsent(db, context)
             await _require_storage(db, max_storage_bytes, context)
 
         await self._write(write, queue=_storage_of(context))

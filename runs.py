@@ -18,6 +18,7 @@ from chatkit.types import (
     AssistantMessageItem,
     ClientEffectEvent,
     ErrorEvent,
+    GeneratedImageItem,
     ThreadItem,
     ThreadItemAddedEvent,
     ThreadItemDoneEvent,
@@ -121,6 +122,8 @@ class AgentRuns:
             images = KeptImages(self._attachments, self._store, thread.id, context)
             async for event in stream_agent_response(agent_context, counted, converter=images):
                 yield event
+                if isinstance(event, ThreadItemDoneEvent) and isinstance(event.item, GeneratedImageItem):
+                    await images.delete_superseded()
                 has_shown = has_shown or _is_shown(event)
                 if not has_said and _is_said(event):
                     has_said = True

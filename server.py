@@ -359,7 +359,7 @@ class ChatServer(ChatKitServer[RequestContext]):
             case InputTranscribeReq(params=params):
                 if self._dictation is None:
                     raise Refused("not_configured", "No model is configured that could take dictation.")
-                return encode(await self._dictation.transcribe(params))
+                return encode(await self._dictation.transcribe(params, context.user_id))
         return await super()._process_non_streaming(request, context)
 
     async def _load_full_thread(self, thread_id: str, context: RequestContext) -> Thread:

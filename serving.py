@@ -23,7 +23,7 @@ from app import create_app
 from connections import Connection, max_connections
 from local import require_loopback
 from metrics import shared_folder
-from settings import Settings, SettingsError
+from settings import Settings, SettingsError, without_password
 from sockets import inherited, listen, notify
 from store import open_store
 from telemetry import logging_config
@@ -123,7 +123,8 @@ def _raise_descriptor_limit() -> None:
 def _summary(settings: Settings) -> str:
     """Return what a user who started it wants to see at a glance."""
     login = f"login by {settings.jwt_issuer}" if settings.jwks_url else "no login"
-    model = f"{settings.openai_default_model or get_default_model()} at {settings.openai_base_url or 'OpenAI'}"
+    server = without_password(settings.openai_base_url) if settings.openai_base_url else "OpenAI"
+    model = f"{settings.openai_default_model or get_default_model()} at {server}"
     return f"{settings.database_name}; {login}; {'the offline demo' if settings.offline else model}"
 
 

@@ -197,7 +197,7 @@ class Settings:
     jwt_user_claim: str = _setting(_text, "sub")
     allow_anonymous: bool = _setting(_flag, False)
     openai_api_key: str | None = _setting(_text, secret=True)
-    openai_base_url: str | None = _setting(_base_address)
+    openai_base_url: str | None = _setting(_base_address, secret=True)
     openai_default_model: str | None = _setting(_text)
     openai_api: Literal["responses", "chat_completions"] = _setting(
         _one_of("responses", "chat_completions"), "responses"
@@ -294,7 +294,8 @@ def _contradictions(given: Mapping[str, str], values: Mapping[str, Any]) -> list
             problems.append("MCP_FORWARD_AUTH needs JWKS_URL and JWT_ISSUER: without login no user has a token.")
         for url in values.get("mcp_server_url", ()):
             if not url.startswith("https://") and not is_loopback(urlsplit(url).hostname or ""):
-                problems.append(f"MCP_FORWARD_AUTH would send users' tokens in clear to {url}: use https.")
+                shown = without_password(url)
+                problems.append(f"MCP_FORWARD_AUTH would send users' tokens in clear to {shown}: use https.")
     return problems
 
 
@@ -303,6 +304,12 @@ def origin_of(address: str) -> str:
     parts = urlsplit(address.lower())
     usual_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "/")
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].removesuffix(usual_port)}"
+
+
+def without_password(address: str) -> str:
+    """Return the address as it may be shown, without the user and the password that it may have."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def is_loopback(host: str) -> bool:

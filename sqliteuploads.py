@@ -10,6 +10,7 @@ from conversations import CHUNK_BYTES, MAX_UNSENT, UNSENT_HOURS, AlreadyUploaded
 from rows import attachment_body
 from sqlite import OnSQLite
 from sqliteschema import NOW
+from sqlitethreads import require_lease
 
 
 class SQLiteUploads(OnSQLite):
@@ -17,12 +18,15 @@ class SQLiteUploads(OnSQLite):
         self, attachment: Attachment, size: int, max_storage_bytes: int, context: RequestContext
     ) -> None:
         def write(db: sqlite3.Connection) -> None:
+            if attachment.thread_id is not None:
+                require_lease(db, attachment.thread_id, context)
             db.execute(
-                "INSERT INTO attachments (id, user_id, body, size, is_complete, created_at)"
-                f" VALUES (?, ?, ?, ?, FALSE, {NOW})",
-                (attachment.id, context.user_id, attachment_body(attachment), size),
+                "INSERT INTO attachments (id, user_id, thread_id, body, size, is_complete, created_at)"
+                f" VALUES (?, ?, ?, ?, ?, FALSE, {NOW})",
+                (attachment.id, context.user_id, attachment.thread_id, attachment_body(attachment), size),
             )
-            _require_few_unsent(db, context)
+            if attachment.thread_id is None:
+                _require_few_unsent(db, context)
             _require_storage(db, max_storage_bytes, context)
 
         await self._write(write)

@@ -21,6 +21,8 @@ import metrics
 
 log = logging.getLogger("service.requests")
 
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
 EVENT_STREAM = (b"content-type", b"text/event-stream")
 
 
@@ -128,7 +130,7 @@ def _outcome(status: int) -> str:
 
 def _line(notes: RequestNotes, scope: Scope, key: bytes) -> dict[str, Any]:
     fields = {
-        "operation": notes.operation or f"{scope['method']} {getattr(scope.get('route'), 'path', 'elsewhere')}",
+        "operation": notes.operation or f"{_method(scope)} {getattr(scope.get('route'), 'path', 'elsewhere')}",
         "user": None if notes.user_id is None else pseudonym(notes.user_id, key),
         "thread": notes.thread_id if re.fullmatch("thr_[0-9a-f]{32}", notes.thread_id or "") else None,
         "status": notes.status,
@@ -139,6 +141,11 @@ def _line(notes: RequestNotes, scope: Scope, key: bytes) -> dict[str, Any]:
         "outcome": notes.outcome,
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _method(scope: Scope) -> str:
+    """Return the request's method; one that nobody takes is its sender's own words."""
+    return scope["method"] if scope["method"] in METHODS else "?"
 
 
 class WithoutQueries(logging.Filter):

@@ -216,6 +216,7 @@ class Turn(StreamingResult):
             case ThreadItemDoneEvent(item=item) | ThreadItemReplacedEvent(item=item):
                 await self._store_item(item)
             case ThreadItemRemovedEvent(item_id=item_id):
+                self.open_items.withhold(item_id)
                 with suppress(NotFoundError):  # ChatKit 1.6.5 removes what it never showed, after a guardrail
                     if item_id not in self.open_items:
                         self._note(await self._store.load_item(self.thread.id, item_id, self.context))

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 
 import anyio
@@ -61,14 +61,24 @@ class Turns:
         Raises `ThreadBusy` when there is none within five seconds, `QuotaExceeded` when the user, or the process, has
         enough turns already.
         """
+        if new_thread is not None:  # which waits for nobody, and must not be made where there is no room for its turn
+            with self._room():
+                async with self._leases.taken(thread_id, context, new_thread) as leased:
+                    yield leased
+            return
         self._require_room()
-        async with self._leases.taken(thread_id, context, new_thread) as leased:
-            self._require_room()  # who waited for a busy thread has taken none
-            self._opening += 1
-            try:
+        async with self._leases.taken(thread_id, context) as leased:
+            with self._room():  # who waited for a busy thread has taken none
                 yield leased
-            finally:
-                self._opening -= 1
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        self._require_room()
+        self._opening += 1
+        try:
+            yield
+        finally:
+            self._opening -= 1
 
     def _require_room(self) -> None:
         if self._max_turns and len(self._live) + self._opening >= self._max_turns:

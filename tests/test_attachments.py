@@ -13,9 +13,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from chatkit.store import NotFoundError
 from chatkit.types import (
     Attachment,
     AttachmentCreateParams,
+    FileAttachment,
     InferenceOptions,
     ThreadMetadata,
     UserMessageItem,
@@ -25,7 +27,7 @@ from chatkit.types import (
 from attachments import Attachments, KeptImages, LinkRefused, kept_id
 from conftest import probing
 from context import RequestContext
-from conversations import QuotaExceeded
+from conversations import MAX_UNSENT, QuotaExceeded
 from history import HistoryConverter
 from service import Client, errors_of, eventually, fold, message, process, service, thread_of
 from standin import Fail, StandIn
@@ -465,6 +467,36 @@ async def test_an_image_of_the_models_is_kept_whatever_users_may_upload(tmp_path
         assert await files.read_all(kept, alice) == PNG
         with pytest.raises(QuotaExceeded):
             await images.base64_image_to_url("another", base64.b64encode(PNG).decode())
+
+
+@pytest.mark.anyio
+async def test_a_kept_image_is_its_threads_from_the_beginning(tmp_path: Path) -> None:
+    alice, thread = RequestContext("alice"), ThreadMetadata(id="thr_1", created_at=datetime.now(UTC))
+    async with open_store(f"sqlite:///{tmp_path}/db") as store:
+        files = Attachments(store, b"k", max_bytes=9, types=["text/plain"], max_storage_bytes=0)
+        await store.save_thread(thread, alice)
+        for number in range(MAX_UNSENT):
+            unsent = FileAttachment(id=f"atc_{number}", name="a", mime_type="text/plain")
+            await store.reserve_attachment(unsent, 1, 0, alice)
+        images, finish, threads = KeptImages(files, store, thread.id, alice), store.finish_upload, []
+
+        async def finish_noting(attachment_id: str, upload: str, context: RequestContext) -> None:
+            threads.append((await store.load_attachment(attachment_id, context)).thread_id)
+            await finish(attachment_id, upload, context)
+
+        store.finish_upload = finish_noting  # type: ignore[method-assign]
+        drawn = [
+            kept_id(await images.base64_image_to_url("image", base64.b64encode(PNG).decode(), partial))
+            for partial in (0, 1, None)
+        ]
+        assert threads == ["thr_1"] * 3
+        for shown in drawn:  # a draft stays for as long as something may still name it
+            assert await files.read_all(shown, alice) == PNG
+        await images.delete_superseded()
+        for draft in drawn[:-1]:
+            with pytest.raises(NotFoundError):
+                await store.load_attachment(draft, alice)
+        assert await files.read_all(drawn[-1], alice) == PNG
 
 
 # --- dictation ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Clients that are slow, many or malicious: each is bounded, and nobody else waits for them."""
 
+import asyncio
 import json
 import resource
 import select
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -23,13 +25,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import sockets
 import streams
 from answers import EXCEPTION_HANDLERS
-from app import create_app
+from app import Database, create_app
 from bodies import MAX_BODY_BYTES, MAX_DICTATIONS, MAX_LARGE_BODIES, Bodies
 from clients import Stream
 from conftest import probing
 from connections import Connection
+from conversations import StoreUnavailable
 from issuer import Issuer
-from service import Client, Process, eventually, fold, process, service, serving, text_of
+from service import Client, Process, eventually, fold, process, service, serving, text_of, thread_of
 from settings import Settings
 from standin import Say, StandIn
 from test_faults import resident_bytes, rows
@@ -334,6 +337,39 @@ def test_a_user_has_one_long_dictation_at_a_time(running: Process) -> None:
         [one], _, _ = select.select([first, second], [], [], 10)
         assert b"You are dictating already. Wait until that has become text." in all_from(one)
     eventually(lambda: answered(running.post("input.transcribe", spoken), 200))
+
+
+def test_a_user_has_one_short_dictation_at_a_time_too(tmp_path: Path, model: StandIn) -> None:
+    spoken = {"audio_base64": "A" * 1024, "mime_type": "audio/webm"}
+    with service(**probing(model, tmp_path / "chatkit.db")) as client, ThreadPoolExecutor(8) as pool:
+        answers = [*pool.map(lambda _: Client(client.url).post("input.transcribe", spoken), range(8))]
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert client.post("input.transcribe", spoken).status_code == 200
+
+
+def test_a_threads_title_has_an_end(client: Client) -> None:
+    thread_id = thread_of(client.create())
+    refused = client.post("threads.update", {"thread_id": thread_id, "title": "x" * 1001})
+    assert (refused.status_code, refused.json()["code"]) == (422, "bad_params")
+    assert client.post("threads.update", {"thread_id": thread_id, "title": "x" * 1000}).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_the_database_is_asked_once_for_all_who_want_to_know_whether_it_is_ready() -> None:
+    class Slow:
+        asked = 0
+
+        async def ping(self) -> None:
+            self.asked += 1
+            await asyncio.sleep(0.05)
+            raise StoreUnavailable("away")
+
+    store: Any = Slow()
+    database = Database(store)
+    for turn in (1, 2):
+        answers = await asyncio.gather(*[database.ready() for _ in range(50)], return_exceptions=True)
+        assert {type(answer) for answer in answers} == {StoreUnavailable}
+        assert store.asked == turn
 
 
 @pytest.mark.parametrize(

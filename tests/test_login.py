@@ -386,11 +386,21 @@ def test_the_public_name_and_origin_are_known(tmp_path: Path, model: StandIn) ->
         assert client.http.post("/chatkit", json=LIST, headers=headers).status_code == 200
 
 
+def test_what_a_proxy_passes_on_for_other_machines_is_refused_without_login(tmp_path: Path, model: StandIn) -> None:
+    elsewhere, here = {"x-forwarded-for": "203.0.113.7"}, {"x-forwarded-for": "127.0.0.1"}
+    with service(**probing(model, tmp_path / "chatkit.db")) as client:
+        refused = client.http.post("/chatkit", json=LIST, headers=elsewhere)
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        assert client.http.post("/chatkit", json=LIST, headers=here).status_code == 200
+    with service(**probing(model, tmp_path / "chatkit.db", ALLOW_ANONYMOUS="1")) as client:
+        assert client.http.post("/chatkit", json=LIST, headers=elsewhere).status_code == 200
+
+
 def test_a_proxy_in_front_of_a_process_without_login_is_warned_of_once(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
-        client.http.post("/chatkit", json=LIST, headers={"x-forwarded-for": "203.0.113.7"})
+        client.http.post("/chatkit", json=LIST, headers={"x-forwarded-for": "127.0.0.1"})
     assert caplog.text.count("X-Forwarded-For") <= 1
 
 

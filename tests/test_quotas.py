@@ -1,14 +1,23 @@
 """What a user, and a process, may use at once: refused before anything is stored, counted over all processes."""
 
+import asyncio
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
+
+import pytest
+from chatkit.types import ThreadMetadata
 
 from clients import Stream
 from conftest import probing
+from context import RequestContext
+from conversations import QuotaExceeded
 from leases import MAX_WAITING
 from service import Client, errors_of, eventually, service, thread_of
 from standin import Begin, Hang, Say, StandIn
+from store import open_store
 from test_faults import seen_text
+from turns import Turns
 
 
 def refusal(client: Client) -> str:
@@ -67,6 +76,21 @@ def test_a_process_runs_no_more_turns_than_it_may_and_lets_none_wait(model: Stan
         eventually(lambda: errors_of(client.create()) == [], what="room for another turn")
         for stream in streams[1:]:
             stream.leave()
+
+
+@pytest.mark.anyio
+async def test_what_there_is_no_room_for_leaves_no_thread_behind(tmp_path: Path) -> None:
+    alice = RequestContext("alice")
+
+    async def open_one(turns: Turns, number: int) -> None:
+        thread = ThreadMetadata(id=f"thr_{number}", created_at=datetime.now(UTC))
+        async with turns.opening(thread.id, alice, new_thread=thread):
+            await asyncio.sleep(0.1)
+
+    async with open_store(f"sqlite:///{tmp_path}/db") as store, Turns.running(store, max_turns=3) as turns:
+        answers = await asyncio.gather(*[open_one(turns, number) for number in range(20)], return_exceptions=True)
+        assert sum(isinstance(answer, QuotaExceeded) for answer in answers) == 17
+        assert len((await store.load_threads(100, None, "desc", alice)).data) == 3
 
 
 def test_who_waits_for_a_busy_thread_takes_no_turn_from_others(model: StandIn, tmp_path: Path) -> None:

@@ -476,6 +476,30 @@ async def test_what_an_agent_changes_while_its_last_change_is_stored_is_stored_t
     assert kept.metadata == {"first": True, "second": True, "third": True}
 
 
+async def test_what_is_removed_is_not_written_again_by_a_checkpoint(
+    turns: Turns, store: ConversationStore, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete = store.delete_thread_item
+
+    async def delete_and_keep(*arguments: Any) -> None:
+        await delete(*arguments)
+        await turns._checkpoint(turn)
+        assert rows(database, "SELECT id FROM checkpoints") == []
+
+    async def removing() -> Events:
+        yield ThreadItemAddedEvent(item=text(""))
+        yield more("Withdrawn")
+        await turns._checkpoint(turn)
+        assert rows(database, "SELECT id FROM checkpoints") == [("msg_1",)]
+        yield more(" again")
+        yield ThreadItemRemovedEvent(item_id="msg_1")
+
+    monkeypatch.setattr(store, "delete_thread_item", delete_and_keep)
+    turn = await begin(turns, store, removing())
+    assert (await rest_of(turn))[-1]["type"] == "thread.item.removed"
+    assert await stored(store) == []
+
+
 async def test_that_a_hidden_item_is_removed_is_not_shown_either(turns: Turns, store: ConversationStore) -> None:
     def hidden(id: str) -> SDKHiddenContextItem:
         return SDKHiddenContextItem(id=id, thread_id=THREAD, created_at=datetime.now(UTC), content="hidden words")
