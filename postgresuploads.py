@@ -26,8 +26,7 @@ class PostgresUploads(OnPool):
                 f" VALUES (%s, %s, %s, %s, %s, FALSE, {NOW})",
                 (attachment.id, context.user_id, attachment.thread_id, attachment_body(attachment), size),
             )
-            if attachment.thread_id is None:
-                await _require_few_unsent(db, context)
+            await _require_few_unsent(db, context)
             await _require_storage(db, max_storage_bytes, context)
 
         await self._write(write, queue=_storage_of(context))

@@ -11,6 +11,13 @@ from rows import read_attachment
 from sqlite import OnSQLite
 from sqliteschema import NOW, RAN_OUT
 
+SIZE_OF = {
+    "attachments": "size",
+    "threads": "(SELECT coalesce(sum(size), 0) FROM attachments WHERE thread_id = threads.id)",
+}
+DELETION_BYTES = 64 * 1024 * 1024
+"""In a transaction, but for the last thread or file in it: SQLite may write over every byte that it frees."""
+
 
 class SQLiteUpkeep(OnSQLite):
     async def add_usage(self, usage: Usage, context: RequestContext) -> None:
@@ -101,10 +108,14 @@ class SQLiteUpkeep(OnSQLite):
 
     async def _delete_all(self, table: str, condition: str, values: Sequence[str | int]) -> int:
         """Delete such rows, a batch in a transaction, and return how many they were."""
-        some = f"SELECT id FROM {table} WHERE {condition} LIMIT {DELETION_BATCH}"
-        removed, batch = 0, DELETION_BATCH
-        while batch == DELETION_BATCH:
-            deleted = await self._write(lambda db: db.execute(f"DELETE FROM {table} WHERE id IN ({some})", values))
-            batch = deleted.rowcount
+        sized = f"SELECT id, {SIZE_OF[table]} AS size FROM {table} WHERE {condition} LIMIT {DELETION_BATCH}"
+        some = (
+            f"SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS before FROM ({sized}))"
+            f" WHERE before < {DELETION_BYTES}"
+        )
+        removed = 0
+        while batch := (
+            await self._write(lambda db: db.execute(f"DELETE FROM {table} WHERE id IN ({some})", values))
+        ).rowcount:
             removed += batch
         return removed

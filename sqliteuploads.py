@@ -25,8 +25,7 @@ class SQLiteUploads(OnSQLite):
                 f" VALUES (?, ?, ?, ?, ?, FALSE, {NOW})",
                 (attachment.id, context.user_id, attachment.thread_id, attachment_body(attachment), size),
             )
-            if attachment.thread_id is None:
-                _require_few_unsent(db, context)
+            _require_few_unsent(db, context)
             _require_storage(db, max_storage_bytes, context)
 
         await self._write(write)

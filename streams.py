@@ -28,7 +28,7 @@ class TurnResponse(Response):
         del self.headers["content-length"]
         self._turn = turn
         self._heartbeat_seconds = heartbeat_seconds
-        self._stop_when_gone = stop_when_gone
+        turn.goes_on_alone = not stop_when_gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send_all(send), name="send")
@@ -48,7 +48,7 @@ class TurnResponse(Response):
 
     async def _until_sent_or_gone(self, sending: asyncio.Task[None], gone: asyncio.Task[None]) -> None:
         await asyncio.wait({sending, gone, self._turn.task}, return_when=asyncio.FIRST_COMPLETED)
-        if gone.done() and not self._stop_when_gone:
+        if gone.done() and self._turn.goes_on_alone:
             self._turn.detach()
             await self._turn.settled()  # here, so that a shutdown knows of it and leaves it its grace
         elif self._turn.task.done():  # a client that reads no more is not waited for without end

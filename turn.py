@@ -95,6 +95,8 @@ class Turn(StreamingResult):
         self.thread = thread
         self.open_items = OpenItems()
         self.stopped: Stopped | None = None
+        self.goes_on_alone = False
+        """Whether it runs to its end although its client is gone, or reads too slowly."""
         self._store = store
         self._saved_thread = thread.model_copy(deep=True)
         self._hidden: set[str] = set()
@@ -321,7 +323,13 @@ class Turn(StreamingResult):
         self._news.set()
         if self._unread.size_bytes > MAX_UNREAD_BYTES:
             # not at once: a task that cancels itself may be at its end by then
-            asyncio.get_running_loop().call_soon(self.stop, Stopped.CLIENT_TOO_SLOW)
+            asyncio.get_running_loop().call_soon(self._give_client_up)
+
+    def _give_client_up(self) -> None:
+        if self.goes_on_alone:
+            self.detach()
+        else:
+            self.stop(Stopped.CLIENT_TOO_SLOW)
 
 
 def thread_response(thread: ThreadMetadata) -> Thread:

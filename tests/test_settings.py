@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from serving import _summary
 from settings import Settings, SettingsError, load_environ, load_settings
 
 LOGIN = {"JWKS_URL": "https://issuer.example/jwks", "JWT_ISSUER": "https://issuer.example"}
@@ -193,8 +194,16 @@ def test_in_the_file_the_last_of_a_name_counts_and_an_empty_variable_does_not_hi
 
 
 def test_secrets_do_not_show_when_settings_are_printed() -> None:
-    environ = {"OPENAI_API_KEY": "sk-secret", "DATABASE_URL": "postgresql://user:secret@host/db"}
-    assert "secret" not in repr(Settings.from_environ(environ))
+    environ = {
+        "OPENAI_API_KEY": "sk-secret",
+        "DATABASE_URL": "postgresql://user:secret@host/db",
+        "OPENAI_BASE_URL": "https://user:secret@gateway.example:8443/v1",
+    }
+    settings = Settings.from_environ(environ)
+    assert "secret" not in repr(settings)
+    said = _summary(settings)  # in the log's first line
+    assert "https://gateway.example:8443/v1" in said
+    assert "secret" not in said
 
 
 def test_the_environment_wins_over_the_file_and_the_openai_sdk_sees_both(

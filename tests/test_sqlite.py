@@ -6,16 +6,18 @@ import stat
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
-from chatkit.types import EndOfTurnItem, ThreadMetadata
+from chatkit.types import EndOfTurnItem, FileAttachment, ThreadMetadata
 
 from context import RequestContext
-from conversations import RECOVERY_SECONDS, IncompatibleDatabase, StoreUnavailable
+from conversations import RECOVERY_SECONDS, IncompatibleDatabase, Purged, StoreUnavailable
 from databases import SQLiteDatabase
 from service import eventually
 from sqlite import SQLiteFile
 from sqliteschema import MIGRATIONS
+from sqliteupkeep import DELETION_BYTES
 from store import open_store
 from test_store import NOON, alice, end, ids, leased, make_thread
 
@@ -180,3 +182,29 @@ async def test_a_file_that_is_replaced_while_a_write_waits_for_another_process_t
             other.execute("ROLLBACK")
         with pytest.raises(StoreUnavailable, match="start the service again"):
             await writing
+
+
+@pytest.mark.parametrize("sent", [False, True])
+async def test_a_purge_frees_few_bytes_in_each_transaction(
+    file: Path, sent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(f"sqlite:///{file}") as store:
+        for number in range(5):
+            thread_id = await make_thread(store) if sent else None
+            attachment = FileAttachment(id=f"a{number}", name="a", mime_type="text/plain", thread_id=thread_id)
+            await store.reserve_attachment(attachment, DELETION_BYTES * 2 // 3, 0, alice())
+        with closing(sqlite3.connect(file)) as db, db:
+            db.execute("UPDATE attachments SET created_at = 0")
+            db.execute("UPDATE threads SET active_at = 0")
+        freed, write = [], store._write  # type: ignore[attr-defined]
+
+        async def write_noting(work: Any) -> Any:
+            outcome = await write(work)
+            if isinstance(outcome, sqlite3.Cursor):
+                freed.append(outcome.rowcount)
+            return outcome
+
+        monkeypatch.setattr(store, "_write", write_noting)
+        purged = await store.purge(1, now=True)
+    assert purged == (Purged(threads=5, attachments=0) if sent else Purged(threads=0, attachments=5))
+    assert [count for count in freed if count] == [2, 2, 1]

@@ -271,6 +271,12 @@ def test_an_exception_is_logged_by_its_kind_and_place_and_not_in_its_words(forma
 # --- the format ---------------------------------------------------------------------------------------------------
 
 
+def test_a_method_that_nobody_takes_is_not_written_down(client: Client, log: Log) -> None:
+    assert client.http.request("SOMEBODYS-WORDS", "/healthz").status_code == 405
+    eventually(lambda: "? /healthz" in log.text)
+    assert "SOMEBODYS" not in log.text
+
+
 def test_lines_of_text_are_for_people(client: Client) -> None:
     with logging_to(TextLines()) as text:
         known = client.http.get("/healthz").headers["x-request-id"]

@@ -336,6 +336,23 @@ async def test_a_turn_that_stops_itself_with_its_last_event_gives_the_thread_bac
     assert await is_free(store)
 
 
+async def test_a_turn_that_is_to_finish_goes_on_when_its_client_reads_too_slowly(
+    turns: Turns, store: ConversationStore
+) -> None:
+    async def flood() -> Events:
+        yield NoticeEvent(level="info", message="x" * (MAX_UNREAD_BYTES + 1))
+        await asyncio.sleep(0.05)
+        yield ThreadItemDoneEvent(item=text("The whole answer"))
+
+    turn = await begin(turns, store, flood())
+    TurnResponse(turn, 1.0, stop_when_gone=False)
+    await asyncio.wait({turn.task})
+    assert await rest_of(turn) == []
+    assert turn.stopped is None
+    [kept] = await stored(store)
+    assert kept.id == "msg_1"
+
+
 async def test_whoever_waits_for_a_stopped_turn_waits_until_it_has_ended(
     turns: Turns, store: ConversationStore
 ) -> None:

@@ -1,4 +1,4 @@
-// What text from a model may lead to: links by the user's own click, images from this service alone.
+// What text from a model may lead to: links by the user's own click, images that are kept here.
 
 const LINK_SCHEMES = ["http:", "https:", "mailto:"];
 
@@ -16,12 +16,12 @@ export function linkAddress(address) {
   return url && LINK_SCHEMES.includes(url.protocol) ? url.href : null;
 }
 
-/** Return the address when an image may be loaded from it, else null: one elsewhere could carry out what it was told. */
+/** Return an image's address, or null where somebody else would be told what a model wrote. */
 export function imageAddress(address) {
   const url = parse(address);
   if (!url) return null;
   const isInline = url.protocol === "blob:" || (url.protocol === "data:" && url.pathname.startsWith("image/"));
-  return isInline || url.origin === location.origin ? url.href : null;
+  return isInline || url.href.startsWith(new URL("attachments/", document.baseURI)) ? url.href : null;
 }
 
 export const LINK_ATTRIBUTES = { target: "_blank", rel: "noopener noreferrer nofollow" };

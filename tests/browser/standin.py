@@ -42,8 +42,8 @@ class StandIn:
         routes = [
             *page_routes(settings),
             Route("/chatkit", self.chatkit, methods=["POST"]),
-            Route("/bytes/{id}", self.receive, methods=["PUT"]),
-            Route("/bytes/{id}", self.give),
+            Route("/attachments/{id}", self.receive, methods=["PUT"]),
+            Route("/attachments/{id}", self.give),
         ]
         self.app = Starlette(routes=[Mount(prefix, routes=routes)] if prefix else routes)
         self.prefix = prefix
@@ -86,7 +86,7 @@ class StandIn:
         return JSONResponse({"code": code, "message": code}, 401, {"www-authenticate": "Bearer"})
 
     def _attachment(self, params: dict[str, Any]) -> dict[str, Any]:
-        address = f"{self.url}/bytes/atc_{len(self.requests)}"
+        address = f"{self.url}/attachments/atc_{len(self.requests)}"
         headers = {"content-type": params["mime_type"]}
         base = {
             "id": address.rpartition("/")[2],
@@ -121,7 +121,7 @@ class StandIn:
                 "name": f"file {each}",
                 "mime_type": "image/png",
                 "type": "image",
-                "preview_url": f"{self.url}/bytes/{each}",
+                "preview_url": f"{self.url}/attachments/{each}",
             }
             for each in sent["attachments"]
         ]

@@ -45,6 +45,14 @@ def test_widgets_sources_and_images_run_and_load_nothing(chat: Chat) -> None:
     assert hacked(chat) is None
 
 
+def test_an_image_is_drawn_from_what_is_kept_here_and_from_no_other_part_of_the_site(chat: Chat) -> None:
+    asked: list[str] = []
+    chat.page.on("request", lambda request: asked.append(request.url))
+    chat.say("image /account/logout?told=secret")
+    expect(chat.page.locator("article.generated").last).to_contain_text("Image: /account/logout?told=secret")
+    assert not [url for url in asked if "logout" in url]
+
+
 @pytest.mark.parametrize("kind", ["constructor", "toString"])
 def test_a_component_named_like_a_part_of_the_language_is_shown(browser_context: BrowserContext, kind: str) -> None:
     widget = {"type": kind, "id": "x", "value": "What it says"}
