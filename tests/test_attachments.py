@@ -470,7 +470,7 @@ async def test_an_image_of_the_models_is_kept_whatever_users_may_upload(tmp_path
 
 
 @pytest.mark.anyio
-async def test_a_kept_image_is_its_threads_from_the_beginning(tmp_path: Path) -> None:
+async def test_a_kept_image_is_its_threads_from_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alice, thread = RequestContext("alice"), ThreadMetadata(id="thr_1", created_at=datetime.now(UTC))
     async with open_store(f"sqlite:///{tmp_path}/db") as store:
         files = Attachments(store, b"k", max_bytes=9, types=["text/plain"], max_storage_bytes=0)
@@ -484,7 +484,7 @@ async def test_a_kept_image_is_its_threads_from_the_beginning(tmp_path: Path) ->
             threads.append((await store.load_attachment(attachment_id, context)).thread_id)
             await finish(attachment_id, upload, context)
 
-        store.finish_upload = finish_noting  # type: ignore[method-assign]
+        monkeypatch.setattr(store, "finish_upload", finish_noting)
         drawn = [
             kept_id(await images.base64_image_to_url("image", base64.b64encode(PNG).decode(), partial))
             for partial in (0, 1, None)

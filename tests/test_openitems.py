@@ -127,11 +127,11 @@ def test_a_component_may_be_put_into_one_that_takes_its_place() -> None:
 
 
 def test_what_an_agent_does_to_an_object_after_it_was_shown_changes_nothing() -> None:
-    items, task = OpenItems(), CustomTask(title="Shown")
-    workflow = Workflow(type="custom", tasks=[CustomTask(title="Before")])
+    items, before, task = OpenItems(), CustomTask(title="Before"), CustomTask(title="Shown")
+    workflow = Workflow(type="custom", tasks=[before])
     items.put(WorkflowItem(id="w", thread_id="thr_1", created_at=NOON, workflow=workflow))
     items.update("w", WorkflowTaskUpdated(task_index=0, task=task))
-    task.title = workflow.tasks[0].title = "Changed"  # type: ignore[union-attr]
+    task.title = before.title = "Changed"
     [kept], _ = items.close()
     assert isinstance(kept, WorkflowItem)
     assert [each.title for each in kept.workflow.tasks if isinstance(each, CustomTask)] == ["Shown"]

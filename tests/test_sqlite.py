@@ -196,7 +196,7 @@ async def test_a_purge_frees_few_bytes_in_each_transaction(
         with closing(sqlite3.connect(file)) as db, db:
             db.execute("UPDATE attachments SET created_at = 0")
             db.execute("UPDATE threads SET active_at = 0")
-        freed, write = [], store._write  # type: ignore[attr-defined]
+        freed, write = [], store._write
 
         async def write_noting(work: Any) -> Any:
             outcome = await write(work)
