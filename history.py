@@ -51,9 +51,8 @@ async def load_history(
 ) -> Sequence[ThreadItem]:
     """Return the newest items in order, at most `most`, from the beginning of a turn on.
 
-    A turn that is longer than that, or leaves room for no more than the message after it, is cut, but never without
-    the message that it answers. (A call and its output are
-    one item, so that nothing comes between them.)
+    A turn that is longer than that, or leaves room for no more than the message after it, is cut, but never without the
+    message that it answers. (A call and its output are one item, so that nothing comes between them.)
     """
     newest: list[ThreadItem] = []
     page = Page[ThreadItem](has_more=True)
