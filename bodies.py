@@ -1,6 +1,7 @@
 """A request's body: how long it may be, how long it may take, and how many that are long are read at once."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -20,8 +21,31 @@ MAX_MARKS = 1000
 LARGE_BODY_BYTES = 64 * 1024
 MAX_LARGE_BODIES = 64
 """At once in a process that are read beyond `LARGE_BODY_BYTES`: clients that never send the rest cost no more."""
+MAX_LARGE_BODIES_OF_USER = 8
 ARRIVAL_SECONDS = 60.0
 """For the rest of a body that has one of these places, from when it took it: a few that drip would keep them all."""
+
+
+class _Places:
+    """So many at once in a process, and so many of them one user's; `quota` is what a user with all of his is told."""
+
+    def __init__(self, most: int, most_of_user: int, quota: str):
+        self._most = most
+        self._most_of_user = most_of_user
+        self._quota = quota
+        self._taken: Counter[str] = Counter()
+
+    def take(self, user_id: str, until: AsyncExitStack) -> None:
+        """Hold one until the context is left. Raises `QuotaExceeded` where there is none."""
+        if self._taken[user_id] >= self._most_of_user:
+            raise QuotaExceeded(self._quota, retry_after_seconds=5)
+        if self._taken.total() >= self._most:
+            raise QuotaExceeded("max_turns", retry_after_seconds=5)
+        self._taken[user_id] += 1
+        until.callback(self._give_back, user_id)
+
+    def _give_back(self, user_id: str) -> None:
+        self._taken -= Counter([user_id])  # and forget whoever holds none
 
 
 class Bodies:
@@ -30,9 +54,8 @@ class Bodies:
     def __init__(self, *, dictation: bool, arrival_seconds: float = ARRIVAL_SECONDS):
         self._dictation = dictation
         self._arrival_seconds = arrival_seconds
-        self._large = asyncio.Semaphore(MAX_LARGE_BODIES)
-        self._dictations = asyncio.Semaphore(MAX_DICTATIONS)
-        self._dictating: set[str] = set()
+        self._large = _Places(MAX_LARGE_BODIES, MAX_LARGE_BODIES_OF_USER, "max_turns")
+        self._dictations = _Places(MAX_DICTATIONS, 1, "dictations")
 
     @asynccontextmanager
     async def json(self, request: Request, user_id: str) -> AsyncIterator[bytes]:
@@ -59,11 +82,12 @@ class Bodies:
             body += chunk
             marks += sum(map(chunk.count, (b"[", b"{", b",")))
             if LARGE_BODY_BYTES == limit < len(body):
-                await self._take(self._large, places, arriving)
+                self._large.take(user_id, places)
+                self._hurry(arriving)
                 limit = MAX_BODY_BYTES
             if MAX_BODY_BYTES == limit < len(body) and marks <= MAX_MARKS and self._may_be_dictation(body):
-                self._require_one(user_id, places)
-                await self._take(self._dictations, places, arriving)
+                self._dictations.take(user_id, places)
+                self._hurry(arriving)
                 limit = MAX_DICTATION_BYTES
             if limit == MAX_DICTATION_BYTES and marks > MAX_MARKS:
                 limit = MAX_BODY_BYTES
@@ -74,17 +98,7 @@ class Bodies:
     def _may_be_dictation(self, beginning: bytearray) -> bool:
         return self._dictation and b'"input.transcribe"' in beginning[:MAX_BODY_BYTES]
 
-    def _require_one(self, user_id: str, places: AsyncExitStack) -> None:
-        """Hold the user's one dictation, or refuse another."""
-        if user_id in self._dictating:
-            raise QuotaExceeded("dictations", retry_after_seconds=5)
-        self._dictating.add(user_id)
-        places.callback(self._dictating.remove, user_id)
-
-    async def _take(self, kind: asyncio.Semaphore, places: AsyncExitStack, arriving: asyncio.Timeout) -> None:
-        if kind.locked():
-            raise QuotaExceeded("max_turns", retry_after_seconds=5)
-        await places.enter_async_context(kind)
+    def _hurry(self, arriving: asyncio.Timeout) -> None:
         arriving.reschedule(asyncio.get_running_loop().time() + self._arrival_seconds)
 
 

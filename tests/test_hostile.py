@@ -26,7 +26,7 @@ import sockets
 import streams
 from answers import EXCEPTION_HANDLERS
 from app import Database, create_app
-from bodies import MAX_BODY_BYTES, MAX_DICTATIONS, MAX_LARGE_BODIES, Bodies
+from bodies import MAX_BODY_BYTES, MAX_DICTATIONS, MAX_LARGE_BODIES, MAX_LARGE_BODIES_OF_USER, Bodies
 from clients import Stream
 from conftest import probing
 from connections import Connection
@@ -64,6 +64,7 @@ def unharmed(running: Process, *, mebibytes: int, seconds: float = 5) -> Iterato
 
     def take_turns() -> None:
         with closing(Client(running.url)) as other:
+            other.http.headers.update(running.http.headers)
             while not ended.wait(0.05):
                 began = time.monotonic()
                 assert text_of(fold(other.create())[-1]) == "Hello from the stand-in."
@@ -253,17 +254,54 @@ def test_more_connections_than_the_process_may_open_are_refused_in_words(model: 
 # --- large --------------------------------------------------------------------------------------------------------
 
 
-def test_large_bodies_that_are_never_finished_cost_bounded_memory(running: Process) -> None:
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with Issuer() as issuer:
+        yield issuer
+
+
+@pytest.fixture
+def with_login(issuer: Issuer, model: StandIn, tmp_path: Path) -> Iterator[Process]:
+    """A service whose client is a user that nobody else is."""
+    login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
+    with process(tmp_path, **probing(model, tmp_path / "chatkit.db", **login)) as running:
+        running.http.headers.update(bearer(issuer, "somebody else"))
+        eventually(lambda: answered(running.post("threads.list"), 200))
+        yield running
+
+
+def bearer(issuer: Issuer, user_id: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {issuer.token(claims={'sub': user_id})}"}
+
+
+def begin_large(running: Process, user: dict[str, str], until: ExitStack) -> None:
+    head = HEAD + b"authorization: " + user["authorization"].encode() + b"\r\n"
     begun = b'{"type": "' + b"x" * (MAX_BODY_BYTES - 1000)
-    with unharmed(running, mebibytes=150), ExitStack() as stack:
-        for _ in range(MAX_LARGE_BODIES):
-            stack.enter_context(connect(running.url, HEAD + b"content-length: %d\r\n\r\n" % MAX_BODY_BYTES + begun))
-        eventually(lambda: post_large(running) == 429, what="the refusal of one more")
-    eventually(lambda: post_large(running) == 422, 60, "room for large bodies")
+    until.enter_context(connect(running.url, head + b"content-length: %d\r\n\r\n" % MAX_BODY_BYTES + begun))
 
 
-def post_large(running: Process) -> int:
-    return running.http.post("/chatkit", content=b'{"type": "' + b"x" * 100_000 + b'"}', headers=JSON).status_code
+def post_large(running: Process, user: dict[str, str]) -> int:
+    body = b'{"type": "' + b"x" * 100_000 + b'"}'
+    return running.http.post("/chatkit", content=body, headers={**JSON, **user}).status_code
+
+
+def test_large_bodies_that_are_never_finished_cost_bounded_memory(with_login: Process, issuer: Issuer) -> None:
+    users = [bearer(issuer, f"user {number}") for number in range(MAX_LARGE_BODIES // MAX_LARGE_BODIES_OF_USER)]
+    with unharmed(with_login, mebibytes=150), ExitStack() as begun:
+        for user in users * MAX_LARGE_BODIES_OF_USER:
+            begin_large(with_login, user, begun)
+        eventually(lambda: post_large(with_login, bearer(issuer, "one more")) == 429, what="the refusal of one more")
+    eventually(lambda: post_large(with_login, users[0]) == 422, 60, "room for large bodies")
+
+
+def test_a_user_takes_few_of_the_places_for_large_bodies(with_login: Process, issuer: Issuer) -> None:
+    user = bearer(issuer, "one user")
+    with ExitStack() as begun:
+        for _ in range(MAX_LARGE_BODIES_OF_USER):
+            begin_large(with_login, user, begun)
+        eventually(lambda: post_large(with_login, user) == 429, what="the refusal of one more")
+        assert post_large(with_login, bearer(issuer, "another")) == 422
+    eventually(lambda: post_large(with_login, user) == 422, what="room for the user's large bodies")
 
 
 LARGE = {
@@ -308,23 +346,18 @@ def long_dictation(token: str = "") -> bytes:
     return HEAD + authorization + b"connection: close\r\ncontent-length: 10000000\r\n\r\n" + SPOKEN + b"A" * 2 * MIB
 
 
-def test_dictations_beyond_a_few_at_once_are_refused_for_the_moment(model: StandIn, tmp_path: Path) -> None:
+def test_dictations_beyond_a_few_at_once_are_refused_for_the_moment(with_login: Process, issuer: Issuer) -> None:
     spoken = {"audio_base64": "A" * 2 * MIB, "mime_type": "audio/webm"}
-    with Issuer() as issuer, ExitStack() as opened:
-        login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
-        other = opened.enter_context(service(**probing(model, tmp_path / "chatkit.db", **login)))
-        other.http.headers["authorization"] = f"Bearer {issuer.token(claims={'sub': 'other'})}"
-        eventually(lambda: answered(other.post("threads.list"), 200))
-        with ExitStack() as begun:
-            tokens = [issuer.token(claims={"sub": f"user {number}"}) for number in range(MAX_DICTATIONS + 1)]
-            all_begun = [begun.enter_context(connect(other.url, long_dictation(token))) for token in tokens]
-            [one], _, _ = select.select(all_begun, [], [], 10)
-            assert all_from(one).startswith(b"HTTP/1.1 429 ")
-            refused = other.post("input.transcribe", spoken)
-            assert (refused.status_code, refused.json()["code"]) == (429, "quota")
-            assert refused.json()["message"] == "The service is busy. Try again in a moment."
-            assert other.post("threads.list").status_code == 200
-        eventually(lambda: answered(other.post("input.transcribe", spoken), 200))
+    with ExitStack() as begun:
+        tokens = [issuer.token(claims={"sub": f"user {number}"}) for number in range(MAX_DICTATIONS + 1)]
+        all_begun = [begun.enter_context(connect(with_login.url, long_dictation(token))) for token in tokens]
+        [one], _, _ = select.select(all_begun, [], [], 10)
+        assert all_from(one).startswith(b"HTTP/1.1 429 ")
+        refused = with_login.post("input.transcribe", spoken)
+        assert (refused.status_code, refused.json()["code"]) == (429, "quota")
+        assert refused.json()["message"] == "The service is busy. Try again in a moment."
+        assert with_login.post("threads.list").status_code == 200
+    eventually(lambda: answered(with_login.post("input.transcribe", spoken), 200))
 
 
 def answered(response: httpx2.Response, status: int) -> httpx2.Response | None:
