@@ -35,8 +35,9 @@ def file_routes(authenticate: Authenticate) -> list[Route]:
         return Response(encode(attachment), media_type="application/json")
 
     async def download(request: Request) -> Response:
-        by_token = "authorization" in request.headers and not request.query_params  # only images get a link of ChatKit
-        return await _download(request, await (authenticate(request) if by_token else _open_link(request, "view")))
+        if "authorization" in request.headers and not request.query_params:  # only images get a link of ChatKit
+            return await _download(request, await authenticate(request), "no-store")  # or it would be the next user's
+        return await _download(request, await _open_link(request, "view"), "private, max-age=3600")
 
     return [
         Route("/attachments", upload_direct, methods=["POST"]),
@@ -54,7 +55,7 @@ async def upload_announced(request: Request) -> Response:
     return Response(b"{}", media_type="application/json")
 
 
-async def _download(request: Request, context: RequestContext) -> Response:
+async def _download(request: Request, context: RequestContext, caching: str) -> Response:
     attachment_id = request.path_params["id"]
     store = request.state.store
     attachment: Attachment = await store.load_attachment(attachment_id, context)
@@ -65,7 +66,7 @@ async def _download(request: Request, context: RequestContext) -> Response:
         "content-length": str(end - start),
         "content-disposition": _disposition(attachment),
         "accept-ranges": "bytes",
-        "cache-control": "private, max-age=3600",
+        "cache-control": caching,
         "content-security-policy": "default-src 'none'; sandbox",
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",

@@ -47,15 +47,20 @@ DescribeTag = Callable[[UserMessageTagContent, RequestContext], str | Awaitable[
 
 
 async def load_history(
-    store: ConversationStore, thread_id: str, most: int, context: RequestContext
+    store: ConversationStore,
+    thread_id: str,
+    most: int,
+    context: RequestContext,
+    *,
+    until: UserMessageItem | None = None,
 ) -> Sequence[ThreadItem]:
-    """Return the newest items in order, at most `most`, from the beginning of a turn on.
+    """Return the newest items in order, at most `most`, from the beginning of a turn on; none behind `until`.
 
     A turn that is longer than that, or leaves room for no more than the message after it, is cut, but never without the
     message that it answers. (A call and its output are one item, so that nothing comes between them.)
     """
-    newest: list[ThreadItem] = []
-    page = Page[ThreadItem](has_more=True)
+    newest: list[ThreadItem] = [until] if until else []
+    page = Page[ThreadItem](has_more=True, after=until.id if until else None)
     while page.has_more and len(newest) < most:  # a page may hold less than it may: long items fill it
         page = await store.load_thread_items(thread_id, page.after, most - len(newest), "desc", context)
         newest += page.data

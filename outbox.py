@@ -73,6 +73,7 @@ class Outbox:
         if self._texts:
             item_id, index = self._place
             update = AssistantMessageContentPartTextDelta(content_index=index, delta=mended("".join(self._texts)))
+            self.size_bytes -= sum(len(text) + PIECE_BYTES for text in self._texts)
             self._texts.clear()
             self._append(ThreadItemUpdatedEvent(item_id=item_id, update=update))
 

@@ -238,7 +238,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
         async def write(db: Session) -> None:
             await require_lease(db, thread_id, context)
             this, values = "thread_id = %s AND id = %s AND user_id = %s", (thread_id, item_id, context.user_id)
-            await _delete_attachments_of(db, "id = %s", item_id, thread_id, context)
+            await _delete_attachments_of(db, "id = %s", (item_id,), thread_id, context)
             deleted = await db.execute(f"DELETE FROM @items WHERE {this}", values)
             deleted += await db.execute(f"DELETE FROM @checkpoints WHERE {this}", values)
             if deleted == 0:
@@ -246,19 +246,16 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
 
         await self._write(write, queue=thread_id)
 
-    async def delete_items_after(self, thread_id: str, item_id: str, context: RequestContext) -> None:
+    async def delete_items_after(self, thread_id: str, item_id: str, context: RequestContext, *, until: str) -> None:
         async def write(db: Session) -> None:
             await require_lease(db, thread_id, context)
-            seq = await _after_seq(
-                db,
-                item_id,
-                "SELECT seq FROM @items WHERE id = %s AND thread_id = %s AND user_id = %s",
-                thread_id,
-                context.user_id,
+            this = "SELECT seq FROM @items WHERE id = %s AND thread_id = %s AND user_id = %s"
+            seq, last = [await _after_seq(db, each, this, thread_id, context.user_id) for each in (item_id, until)]
+            await _delete_attachments_of(db, "(seq > %s AND seq <= %s)", (seq, last), thread_id, context)
+            await db.execute(
+                "DELETE FROM @items WHERE thread_id = %s AND user_id = %s AND seq > %s AND seq <= %s",
+                (thread_id, context.user_id, seq, last),
             )
-            later, values = "thread_id = %s AND user_id = %s AND seq > %s", (thread_id, context.user_id, seq)
-            await _delete_attachments_of(db, "seq > %s", seq, thread_id, context)
-            await db.execute(f"DELETE FROM @items WHERE {later}", values)
 
         await self._write(write, queue=thread_id)
 
@@ -320,7 +317,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
 
 
 async def _delete_attachments_of(
-    db: Session, condition: str, which: str | int, thread_id: str, context: RequestContext
+    db: Session, condition: str, which: Sequence[str | int], thread_id: str, context: RequestContext
 ) -> None:
     """Delete the thread's files of the items that are about to be deleted, unless an item that stays has them too."""
     columns = "thread_id, user_id, seq, id, type, body"
@@ -328,7 +325,7 @@ async def _delete_attachments_of(
         f"SELECT body FROM (SELECT {columns} FROM @items UNION ALL SELECT {columns} FROM @checkpoints) AS held"
         " WHERE type IN ('user_message', 'generated_image') AND thread_id = %s AND user_id = %s AND"
     )
-    values = thread_id, context.user_id, which
+    values = thread_id, context.user_id, *which
     if ids := attachment_ids(row.body for row in await db.rows(f"{here} {condition}", values)):
         ids -= attachment_ids(row.body for row in await db.rows(f"{here} NOT {condition}", values))
         await db.execute(

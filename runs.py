@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from inspect import isawaitable
@@ -12,6 +12,7 @@ from agents import Agent, ItemHelpers, ModelSettings, RunConfig, RunContextWrapp
 from agents.exceptions import ModelRefusalError, UserError
 from agents.result import RunResultBase
 from chatkit.errors import CustomStreamError
+from chatkit.store import NotFoundError
 from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageContentPartTextDelta,
@@ -34,7 +35,7 @@ import metrics
 from agentmodule import AgentModule
 from attachments import Attachments, KeptImages
 from context import RequestContext
-from conversations import ConversationStore, Usage, is_hidden
+from conversations import ConversationStore, StoreUnavailable, Usage, is_hidden
 from failures import NoAnswer
 from history import HistoryConverter, RecordingContext, load_history, workflow_to_go_on
 from leases import RETRY_SECONDS
@@ -45,6 +46,8 @@ from titles import title_by_model
 from toolservers import ToolServers, with_tools_of
 from turn import Events
 from turns import Turns
+
+NEW_ITEM = (ThreadItemAddedEvent, ThreadItemDoneEvent, ThreadItemReplacedEvent)
 
 
 class AgentRuns:
@@ -81,22 +84,33 @@ class AgentRuns:
     ) -> Events:
         """Yield the agent's answer to the thread as it is stored, with the message that may just have been added.
 
-        Anew, it takes the place of all that came after the message: that is deleted once nothing is left that could
-        refuse the message before the model is asked.
+        Anew, it takes the place of all that came after the message: that is deleted once there is something of it.
         """
+        superseded = await self._newest_after(message, context) if anew and message else None
         async with self._tool_servers.for_turn(context) as servers:
             agent = await self._make_agent(context)
             if servers:
                 agent = await with_tools_of(servers, agent, self.agent_context(thread, context))
             async with aclosing(self._run(agent, thread, message, context, anew=anew)) as events:
                 async for event in events:
+                    if superseded and message and isinstance(event, NEW_ITEM):
+                        await self._store.delete_items_after(thread.id, message.id, context, until=superseded)
+                        superseded = None
                     yield event
+
+    async def _newest_after(self, message: UserMessageItem, context: RequestContext) -> str | None:
+        """Return the id of the thread's newest item; None where that is the message itself."""
+        [newest] = (await self._store.load_thread_items(message.thread_id, None, 1, "desc", context)).data
+        return newest.id if newest.id != message.id else None
 
     async def title(self, message: UserMessageItem, context: RequestContext) -> str:
         """Return the title that the agent's model gives to a conversation that begins with the message."""
         title, used = await title_by_model(message, await self._make_agent(context), self._run_config)
         if used is not None:
-            await self._add_usage(used, context)
+            with suppress(NotFoundError):  # of a user who was deleted meanwhile nothing is kept
+                with suppress(StoreUnavailable):
+                    await self._store.load_thread(message.thread_id, context)
+                await self._add_usage(used, context)
         return title
 
     def agent_context(self, thread: ThreadMetadata, context: RequestContext) -> StreamedContext:
@@ -150,12 +164,9 @@ class AgentRuns:
 
         The items that it comes from are not kept: a run would hold them in memory for as long as it lasts.
         """
-        thread_id, context = agent_context.thread.id, agent_context.request_context
-        items = await load_history(self._store, thread_id, self._history_items, context)
+        thread_id, context, until = agent_context.thread.id, agent_context.request_context, message if anew else None
+        items = await load_history(self._store, thread_id, self._history_items, context, until=until)
         config = self._config_for(agent, items, message)
-        if anew and message is not None:
-            await self._store.delete_items_after(thread_id, message.id, context)
-            items = await load_history(self._store, thread_id, self._history_items, context)
         agent_context.workflow_item = workflow_to_go_on(items)
         converter = HistoryConverter(self._attachments, context, self._agent.describe_tag)
         return await converter.to_agent_input(items), config

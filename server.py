@@ -177,6 +177,9 @@ class ChatServer(ChatKitServer[RequestContext]):
                 return self._answer_message(thread, message, context)
             case ThreadsAddClientToolOutputReq():
                 calls = await self._pending_calls(thread, context)
+                # ChatKit 1.6.5 does not say which call an output is for; our page does.
+                if request.metadata.get("item_id") not in (None, calls[0].id):
+                    raise Refused("conflict", "This tool call was answered already. Reload the conversation.")
                 return self._answer_tool_output(thread, calls, request.params.result, context)
             case ThreadsAddStructuredInputReq():
                 questions = await self.store.load_item(thread.id, request.params.item_id, context)
@@ -190,6 +193,8 @@ class ChatServer(ChatKitServer[RequestContext]):
                 item = await self.store.load_item(thread.id, request.params.item_id, context)
                 if not isinstance(item, UserMessageItem):
                     raise Refused("conflict", "Only a message of the user can be answered again.")
+                if request.metadata.get("is_last") and item.id != await self._last_message_id(thread, context):
+                    raise Refused("conflict", "This conversation went on elsewhere. Reload it.")
                 return self._streamed(thread, context, self._runs.answer(thread, item, context, anew=True))
             case ThreadsCustomActionReq():
                 if self._agent.handle_action is None:
@@ -265,6 +270,12 @@ class ChatServer(ChatKitServer[RequestContext]):
         chosen = message_input.inference_options.model
         if self._models and chosen is not None and chosen not in self._models:
             raise Refused("bad_params", "This model is not offered. Choose one of: " + ", ".join(self._models))
+
+    async def _last_message_id(self, thread: ThreadMetadata, context: RequestContext) -> str | None:
+        async for item in self._paginate_thread_items_reverse(thread.id, context):
+            if isinstance(item, UserMessageItem):
+                return item.id
+        return None
 
     async def _pending_calls(self, thread: ThreadMetadata, context: RequestContext) -> list[ClientToolCallItem]:
         """Return the calls since the last user message that wait for the client, newest first; at least one.

@@ -208,7 +208,7 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
     async def delete_thread_item(self, thread_id: str, item_id: str, context: RequestContext) -> None:
         def write(db: sqlite3.Connection) -> None:
             require_lease(db, thread_id, context)
-            _delete_attachments_of(db, "id = ?", item_id, thread_id, context)
+            _delete_attachments_of(db, "id = ?", (item_id,), thread_id, context)
             deleted = sum(
                 db.execute(
                     f"DELETE FROM {table} WHERE thread_id = ? AND id = ? AND user_id = ?",
@@ -221,19 +221,15 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
 
         await self._write(write)
 
-    async def delete_items_after(self, thread_id: str, item_id: str, context: RequestContext) -> None:
+    async def delete_items_after(self, thread_id: str, item_id: str, context: RequestContext, *, until: str) -> None:
         def write(db: sqlite3.Connection) -> None:
             require_lease(db, thread_id, context)
-            seq = _after_seq(
-                db,
-                item_id,
-                "SELECT seq FROM items WHERE id = ? AND thread_id = ? AND user_id = ?",
-                thread_id,
-                context.user_id,
-            )
-            _delete_attachments_of(db, "seq > ?", seq, thread_id, context)
+            this = "SELECT seq FROM items WHERE id = ? AND thread_id = ? AND user_id = ?"
+            seq, last = (_after_seq(db, each, this, thread_id, context.user_id) for each in (item_id, until))
+            _delete_attachments_of(db, "(seq > ? AND seq <= ?)", (seq, last), thread_id, context)
             db.execute(
-                "DELETE FROM items WHERE thread_id = ? AND user_id = ? AND seq > ?", (thread_id, context.user_id, seq)
+                "DELETE FROM items WHERE thread_id = ? AND user_id = ? AND seq > ? AND seq <= ?",
+                (thread_id, context.user_id, seq, last),
             )
 
         await self._write(write)
@@ -299,7 +295,7 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
 
 
 def _delete_attachments_of(
-    db: sqlite3.Connection, condition: str, which: str | int, thread_id: str, context: RequestContext
+    db: sqlite3.Connection, condition: str, which: Sequence[str | int], thread_id: str, context: RequestContext
 ) -> None:
     """Delete the thread's files of the items that are about to be deleted, unless an item that stays has them too."""
     columns = "thread_id, user_id, seq, id, type, body"
@@ -307,7 +303,7 @@ def _delete_attachments_of(
         f"SELECT body FROM (SELECT {columns} FROM items UNION ALL SELECT {columns} FROM checkpoints)"
         " WHERE type IN ('user_message', 'generated_image') AND thread_id = ? AND user_id = ? AND"
     )
-    values = thread_id, context.user_id, which
+    values = thread_id, context.user_id, *which
     if ids := attachment_ids(body for (body,) in db.execute(f"{here} {condition}", values)):
         ids -= attachment_ids(body for (body,) in db.execute(f"{here} NOT {condition}", values))
         db.execute(

@@ -152,7 +152,7 @@ class StandIn:
         self.otherwise: list[Step] = [Say("Hello from the stand-in.")]
         self.by_first_word: dict[str, list[Step]] = {}
         """What answers a message that begins so; `otherwise` answers what its tools return."""
-        self.title: str | Hang | Fail = "A title"
+        self.title: str | Hang | Fail | Wait = "A title"
         self.asked_for_titles: list[Asked] = []
         self.heard = b""
         self.transcript: bytes | None = None
@@ -238,10 +238,12 @@ class StandIn:
         self.asked_for_titles.append(asked)
         if isinstance(self.title, Hang):
             await asyncio.sleep(3600)
+        if isinstance(self.title, Wait):
+            await asyncio.sleep(self.title.seconds)
         if isinstance(self.title, Fail):
             return _failure(self.title)
         wire = _Responses(0) if asked.path == "/v1/responses" else _ChatCompletions(asked.body)
-        return JSONResponse(wire.whole([Say(self.title)]))
+        return JSONResponse(wire.whole([Say("A title" if isinstance(self.title, Wait) else self.title)]))
 
     async def _stream(self, asked: Asked, wire: "_Wire", steps: Iterable[Step]) -> AsyncIterator[bytes]:
         for chunk in wire.begin():

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from agents import Agent, function_tool
 from chatkit.types import (
@@ -27,8 +28,8 @@ from conftest import probing
 from context import RequestContext
 from history import HistoryConverter, workflow_to_go_on
 from runs import beginning_with
-from service import Client, errors_of, eventually, fold, message, service, text_of, thread_of
-from standin import Begin, Call, Fail, Hang, Reason, Refuse, Say, StandIn
+from service import Client, errors_of, events_of, eventually, fold, message, service, text_of, thread_of
+from standin import Begin, Call, Fail, FailLater, Hang, Reason, Refuse, Say, StandIn, Step
 
 GOLDEN = Path(__file__).with_name("golden")
 APIS = ["responses", "chat_completions"]
@@ -358,6 +359,68 @@ def test_a_message_that_cannot_be_answered_again_keeps_the_answer_that_it_has(cl
     retry = {"thread_id": thread_of(events), "item_id": first["id"]}
     assert "teleport" in errors_of(client.stream("threads.retry_after_item", retry))[0]["message"]
     assert client.items(thread_of(events)) == before
+
+
+def retry(client: Client, thread_id: str, item_id: str, **metadata: Any) -> httpx2.Response:
+    return client.post("threads.retry_after_item", {"thread_id": thread_id, "item_id": item_id}, metadata=metadata)
+
+
+@pytest.mark.parametrize("step", [Fail(503), FailLater("server_error"), Call("explode")])
+def test_an_answer_is_kept_until_there_is_something_of_the_next_one(client: Client, model: StandIn, step: Step) -> None:
+    events = client.create("Hello")
+    before = client.items(thread_of(events))
+    model.otherwise = [step]
+    failed = retry(client, thread_of(events), before[0]["id"])
+    assert errors_of(events_of(failed.text))
+    assert client.items(thread_of(events)) == before
+    assert "Hello from the stand-in." not in json.dumps(model.asked[-1].body["input"])
+    model.otherwise = [Say("Another one.")]
+    assert not errors_of(events_of(retry(client, thread_of(events), before[0]["id"]).text))
+    assert [text_of(item) for item in client.items(thread_of(events))] == ["Hello", "Another one."]
+
+
+def test_an_answer_is_kept_when_its_retry_is_stopped_before_a_word(client: Client, model: StandIn) -> None:
+    events = client.create("Hello")
+    before = client.items(thread_of(events))
+    model.otherwise = [Hang()]
+    params = {"thread_id": thread_of(events), "item_id": before[0]["id"]}
+    with client.streaming("threads.retry_after_item", params) as stream:
+        assert next(stream)["type"] == "stream_options"
+        eventually(lambda: len(model.asked) == 2)
+    model.otherwise = [Say("Later.")]
+    client.say(thread_of(events))
+    assert client.items(thread_of(events))[:2] == before
+
+
+def test_a_retry_of_what_was_last_elsewhere_is_refused(client: Client) -> None:
+    events = client.create("Hello")
+    thread_id, first = thread_of(events), fold(events)[0]["id"]
+    assert retry(client, thread_id, first, is_last=True).status_code == 200
+    client.say(thread_id, "From another tab")
+    before = client.items(thread_id)
+    refused = retry(client, thread_id, first, is_last=True)
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    assert client.items(thread_id) == before
+
+
+def test_the_output_of_one_call_is_never_taken_for_anothers(client: Client, model: StandIn) -> None:
+    model.will(Call("pick_file"))
+    thread_id = thread_of(client.create("Pick one"))
+
+    def answer(item_id: str, result: str) -> httpx2.Response:
+        params = {"thread_id": thread_id, "result": result}
+        return client.post("threads.add_client_tool_output", params, metadata={"item_id": item_id})
+
+    first = client.items(thread_id)[-1]
+    model.will(Call("pick_file"))
+    assert answer(first["id"], "the first").status_code == 200
+    late = answer(first["id"], "the first, from another tab")
+    assert (late.status_code, late.json()["code"]) == (409, "conflict")
+    second = client.items(thread_id)[-1]
+    assert (second["status"], second["type"]) == ("pending", "client_tool_call")
+    assert answer(second["id"], "the second").status_code == 200
+    outputs = [item["output"] for item in client.items(thread_id) if item["type"] == "client_tool_call"]
+    assert outputs == ["the first", "the second"]
 
 
 def test_long_items_reach_the_model_although_no_page_holds_them(client: Client, model: StandIn) -> None:

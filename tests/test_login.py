@@ -325,6 +325,7 @@ def test_a_file_is_had_with_its_users_token_and_with_nobody_elses(guarded: Clien
     had = alice.http.get(address)
     assert (had.status_code, had.content) == (200, b"%PDF-1.7 secret")
     assert had.headers["content-disposition"] == "attachment; filename*=UTF-8''a.pdf"
+    assert had.headers["cache-control"] == "no-store", "or the browser gives it to whoever signs in next"
     assert mallory.http.get(address).json() == mallory.http.get("/attachments/atc_none").json()
     assert mallory.http.get(address).status_code == 404
     assert guarded.http.get(address).status_code == 403

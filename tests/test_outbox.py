@@ -88,6 +88,10 @@ def test_what_waits_is_counted_and_what_is_fetched_is_not() -> None:
     assert len(outbox.take()) > 5000
     assert not outbox
     assert outbox.size_bytes == 0
+    for _ in range(1000):
+        outbox.put(said("word "))
+    outbox.put(ProgressUpdateEvent(text="Searching"))
+    assert outbox.size_bytes == len(outbox.take()), "text that was joined is counted as it is then"
 
 
 def test_text_does_not_wait_for_more_text(client: Client, model: StandIn) -> None:

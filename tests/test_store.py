@@ -396,11 +396,12 @@ async def test_an_item_cannot_be_added_to_a_thread_that_is_not_there(store: Conv
 async def test_all_items_after_one_are_deleted_together_and_none_of_another_thread(store: ConversationStore) -> None:
     thread_id = await make_thread(store, items=4)
     later = await make_thread(store, items=4)
-    await store.delete_items_after(thread_id, "item_1", alice())
-    assert await ids(store, thread_id) == ["item_0", "item_1"]
+    await store.delete_items_after(thread_id, "item_1", alice(), until="item_2")
+    assert await ids(store, thread_id) == ["item_0", "item_1", "item_3"], "what came behind the last one stays"
     assert await ids(store, later) == ["item_0", "item_1", "item_2", "item_3"]
-    with pytest.raises(NotFoundError):
-        await store.delete_items_after(thread_id, "item_3", alice())
+    for unknown in (("item_2", "item_3"), ("item_1", "item_2")):
+        with pytest.raises(NotFoundError):
+            await store.delete_items_after(thread_id, unknown[0], alice(), until=unknown[1])
 
 
 async def test_hidden_items_are_left_out_of_a_page_that_is_for_a_client(store: ConversationStore) -> None:
@@ -444,7 +445,7 @@ ATTEMPTS: dict[str, Attempt] = {
     "add_thread_item": lambda store, thread: store.add_thread_item(thread, end("item_0", thread), bob()),
     "save_item": lambda store, thread: store.save_item(thread, end("item_0", thread), bob()),
     "delete_thread_item": lambda store, thread: store.delete_thread_item(thread, "item_0", bob()),
-    "delete_items_after": lambda store, thread: store.delete_items_after(thread, "item_0", bob()),
+    "delete_items_after": lambda store, thread: store.delete_items_after(thread, "item_0", bob(), until="item_0"),
     "load_attachment": lambda store, thread: store.load_attachment("atc_alice", bob()),
     "save_attachment": lambda store, thread: store.save_attachment(
         FileAttachment(id="atc_alice", name="b", mime_type="text/plain"), bob()
@@ -554,7 +555,7 @@ async def test_a_turn_that_lost_its_lease_writes_nothing_more(store: Conversatio
         store.add_thread_item(thread_id, end("late", thread_id), late),
         store.save_item(thread_id, end("late", thread_id), late),
         store.delete_thread_item(thread_id, "item_0", late),
-        store.delete_items_after(thread_id, "item_0", late),
+        store.delete_items_after(thread_id, "item_0", late, until="item_0"),
         store.save_checkpoints(thread_id, [end("late", thread_id)], late),
         store.end_turn(thread_id, [end("late", thread_id)], late),
         store.save_thread(ThreadMetadata(id=thread_id, created_at=NOON, title="late"), late),
@@ -673,7 +674,7 @@ async def another_dead_turn(store: ConversationStore, thread_id: str, database: 
         lambda store, thread, _: leased(store, thread),
         lambda store, thread, _: store.save_item(thread, end("shown", thread, NOON + timedelta(hours=2)), alice()),
         lambda store, thread, _: store.delete_thread_item(thread, "shown", alice()),
-        lambda store, thread, _: store.delete_items_after(thread, "item_0", alice()),
+        lambda store, thread, _: store.delete_items_after(thread, "item_0", alice(), until="shown"),
     ],
     ids=["a turn", "a dead turn", "a running turn", "a change", "a deletion", "a retry"],
 )
@@ -946,7 +947,7 @@ async def test_deleting_a_message_deletes_its_attachments(store: ConversationSto
         if delete == "one":
             await store.delete_thread_item(thread_id, "said", alice())
         else:
-            await store.delete_items_after(thread_id, "item_0", alice())
+            await store.delete_items_after(thread_id, "item_0", alice(), until="said")
         with pytest.raises(NotFoundError):
             await store.load_attachment("atc_1", alice())
 
@@ -958,7 +959,7 @@ async def test_deleting_a_generated_image_deletes_its_bytes(store: ConversationS
     await store.add_thread_item(
         thread_id, GeneratedImageItem(id="drawn", thread_id=thread_id, created_at=NOON, image=image), alice()
     )
-    await store.delete_items_after(thread_id, "item_0", alice())
+    await store.delete_items_after(thread_id, "item_0", alice(), until="drawn")
     with pytest.raises(NotFoundError):
         await store.load_attachment("atc_1", alice())
 
@@ -970,7 +971,7 @@ async def test_deleting_a_message_keeps_the_attachments_that_another_has_too(sto
     for name in ("first", "again", "once more"):
         await store.add_thread_item(thread_id, sending_a_file(thread_id, name), alice())
     await store.delete_thread_item(thread_id, "again", alice())
-    await store.delete_items_after(thread_id, "first", alice())
+    await store.delete_items_after(thread_id, "first", alice(), until="once more")
     assert await store.read_chunk("atc_1", 0, alice()) == b"abc"
     await store.delete_thread_item(thread_id, "first", alice())
     with pytest.raises(NotFoundError):

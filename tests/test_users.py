@@ -7,6 +7,7 @@ import os
 import random
 import sqlite3
 import stat
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from conversations import ConversationStore, Usage
 from databases import Database
 from progress import progress
 from service import Client, eventually, message, process, run, thread_of
-from standin import Say, StandIn
+from standin import Say, StandIn, Wait
 from test_store import NOON, alice, bob, end, file, make_thread, upload
 from users import PAGE_SIZE, exported
 
@@ -101,6 +102,18 @@ def test_a_deleted_user_leaves_no_trace_in_the_file_while_the_service_serves(tmp
         assert client.thread_ids() == [expected]
     with closing(sqlite3.connect(database)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_title_that_comes_after_its_user_was_deleted_leaves_nothing(tmp_path: Path, model: StandIn) -> None:
+    database = tmp_path / "chatkit.db"
+    model.title = Wait(2)
+    with process(tmp_path, **probing(model, database)) as client:
+        client.create("Hello")
+        eventually(lambda: model.asked_for_titles)
+        assert run(tmp_path, "delete-user", "local").returncode == 0
+        time.sleep(3)
+    with closing(sqlite3.connect(database)) as db:
+        assert db.execute("SELECT count(*) FROM usage").fetchone() == (0,)
 
 
 def upload_sentinel(client: Client) -> None:

@@ -56,9 +56,10 @@ async function go(id, { isAddressSet = false } = {}) {
   if (!find(".menu")) composer.focus(); // a menu keeps it
 }
 
-async function load(opened) {
+/** Load a conversation, or `refresh` it. */
+async function load(opened, how = "load") {
   try {
-    await opened.load();
+    await opened[how]();
   } catch (error) {
     if (!(error instanceof Refusal && error.status === 404)) throw error;
     if (opened === conversation) {
@@ -176,8 +177,7 @@ async function waitForService() {
 
 async function showStored() {
   await list.load();
-  if (conversation.id && !conversation.thread) await load(conversation);
-  else await conversation.refresh();
+  await load(conversation, conversation.id && !conversation.thread ? "load" : "refresh");
 }
 
 const refreshAll = () => showStored().catch(onFailure);
@@ -244,5 +244,7 @@ addEventListener("popstate", () => go(addressedThread(), { isAddressSet: true })
 document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && refreshAll());
 addEventListener("focus", () => refreshAll());
 addEventListener("offline", waitForService);
+// A page that the browser kept would show what belongs to whoever was signed in then.
+addEventListener("pageshow", ({ persisted }) => persisted && settings.login && location.reload());
 list.load().catch(onFailure);
 await go(addressedThread(), { isAddressSet: true });

@@ -8,6 +8,15 @@ const WHY = {
   token_expired: "Your token has expired. Paste a new one to go on.",
 };
 
+function userOf(token) {
+  try {
+    const payload = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
+    return JSON.parse(atob(payload)).sub;
+  } catch {
+    return undefined; // no token that the service takes
+  }
+}
+
 export class Login {
   #isNeeded;
   #asking = null;
@@ -37,9 +46,17 @@ export class Login {
   ask(code) {
     this.#asking ??= import("./dialogs.js")
       .then(({ askForToken }) => askForToken(WHY[code] ?? WHY.token_invalid))
-      .then((token) => tabMemory.setItem("token", token))
+      .then((token) => this.#keep(token))
       .finally(() => (this.#asking = null));
     return this.#asking;
+  }
+
+  #keep(token) {
+    const isAnother = this.token && userOf(token) !== userOf(this.token);
+    tabMemory.setItem("token", token);
+    if (!isAnother) return null;
+    location.replace(location.pathname); // what is shown is not this user's
+    return new Promise(() => {});
   }
 
   end() {

@@ -36,8 +36,8 @@ export class Service {
   }
 
   /** Post an operation that streams, and yield its events. It is never posted twice: that would run it twice. */
-  async *stream(type, params, signal) {
-    const response = await this.#post(type, params, signal);
+  async *stream(type, params, signal, metadata) {
+    const response = await this.#post(type, params, signal, metadata);
     if (!response.headers.get("content-type")?.startsWith("text/event-stream")) throw unreadable(response);
     try {
       yield* parseEvents(response.body);

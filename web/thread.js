@@ -6,7 +6,6 @@ import { icon } from "./icons.js";
 import { markdown } from "./markdown.js";
 import { AssistantMessage, GeneratedImage, UserMessage, userText } from "./messages.js";
 import { ConnectionLost, Refusal } from "./protocol.js";
-import { TaskItem, Workflow } from "./workflow.js";
 
 const PAGE_SIZE = 50;
 const CHUNK_SIZE = 20;
@@ -15,14 +14,14 @@ const LOOK_AGAIN_SECONDS = 3;
 const VIEWS = {
   user_message: UserMessage,
   assistant_message: AssistantMessage,
-  workflow: Workflow,
-  task: TaskItem,
   generated_image: GeneratedImage,
 };
 
 /** Views that many conversations do without; fetched when the first item of their kind comes. */
 const RARE_VIEWS = {
   widget: async () => (await import("./widgets.js")).Widget,
+  workflow: async () => (await import("./workflow.js")).Workflow,
+  task: async () => (await import("./workflow.js")).TaskItem,
   structured_input: async () => (await import("./questions.js")).Questions,
 };
 
@@ -191,19 +190,21 @@ export class Conversation extends EventTarget {
     return isTaken ? null : draft;
   }
 
-  /** Answer the last message again; what followed it goes. */
-  retry() {
+  /** Answer the last message again; what followed it goes once there is something new. */
+  async retry() {
     const message = this.#lastMessage();
     if (!message) return;
     this.#dropAfter(message.id);
-    return this.#run("threads.retry_after_item", { thread_id: this.id, item_id: message.id });
+    const params = { thread_id: this.id, item_id: message.id };
+    await this.#run("threads.retry_after_item", params, undefined, { is_last: true });
+    if (this.#isUnanswered()) await this.refresh().catch(() => {}); // what followed has stayed
   }
 
   stop() {
     this.#turn?.abort.abort();
   }
 
-  async #run(type, params, onEvent = () => {}) {
+  async #run(type, params, onEvent = () => {}, metadata) {
     if (this.isRunning) return this.#tell("warning", "Wait until the answer is finished, or stop it.");
     // Stopped before it has an id, a new thread could not be found again, and its message would make another one.
     const turn = { abort: new AbortController(), canStop: Boolean(this.id) };
@@ -216,7 +217,7 @@ export class Conversation extends EventTarget {
     this.dispatchEvent(new Event("turn"));
     let failure = null;
     try {
-      for await (const event of this.#service.stream(type, params, turn.abort.signal)) {
+      for await (const event of this.#service.stream(type, params, turn.abort.signal, metadata)) {
         if (event.item) await prepareViews([event.item]);
         this.#apply(event);
         onEvent(event);
@@ -378,7 +379,8 @@ export class Conversation extends EventTarget {
     const call = this.#pendingCall();
     if (!call || this.isRunning || this.#notice) return;
     const result = await runTool(call.name, call.arguments);
-    if (!this.isRunning) await this.#run("threads.add_client_tool_output", { thread_id: this.id, result });
+    const params = { thread_id: this.id, result };
+    if (!this.isRunning) await this.#run("threads.add_client_tool_output", params, undefined, { item_id: call.id });
     if (this.#views.get(call.id)?.item === call) await this.refresh().catch(() => {}); // its output is stored with it
   }
 

@@ -55,9 +55,10 @@ export class Uploads {
     return attachments;
   }
 
-  /** Have attachments here again that were taken but not sent after all. */
+  /** Have attachments here again that were taken. Whether they were sent is not known: they are never deleted. */
   restore(attachments) {
-    this.#uploads.push(...attachments.map((attachment) => ({ name: attachment.name, attachment, state: "done" })));
+    const again = (attachment) => ({ name: attachment.name, attachment, state: "done", mayBeSent: true });
+    this.#uploads.push(...attachments.map(again));
     this.#draw();
   }
 
@@ -110,7 +111,7 @@ export class Uploads {
     this.#uploads = this.#uploads.filter((each) => each !== upload);
     upload.request?.abort();
     if (upload.preview) URL.revokeObjectURL(upload.preview);
-    if (upload.attachment) this.#delete(upload);
+    if (upload.attachment && !upload.mayBeSent) this.#delete(upload);
     this.#draw();
     document.querySelector("#message").focus();
   }

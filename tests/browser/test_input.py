@@ -121,6 +121,27 @@ def test_an_attachment_that_is_removed_is_deleted(page: Page, uploads: StandIn) 
     assert uploads.deleted[-1].startswith("atc_")
 
 
+def test_a_file_that_may_have_been_sent_is_never_deleted(page: Page, uploads: StandIn) -> None:
+    before = len(uploads.deleted)
+    attach(page, PICTURE)
+    uploaded(page)
+    is_new = re.compile("threads.create")
+    page.route(
+        "**/chatkit", lambda route: route.abort() if is_new.search(route.request.post_data or "") else route.continue_()
+    )
+    page.get_by_role("textbox").fill("look")
+    page.get_by_role("textbox").press("Enter")
+    remove = page.get_by_role("button", name="Remove dot.png")
+    expect(remove).to_be_visible()  # it is here again; the service may have stored the message all the same
+    remove.click()
+    expect(page.locator(".upload")).to_have_count(0)
+    attach(page, PICTURE)  # another, whose removal is told
+    uploaded(page)
+    with page.expect_response(lambda response: "attachments.delete" in (response.request.post_data or "")):
+        remove.click()
+    assert len(uploads.deleted) == before + 1
+
+
 @pytest.mark.parametrize(
     ("file", "words"),
     [

@@ -54,6 +54,33 @@ def test_the_services_own_login_is_passed_with_a_token_of_its_issuer(browser: Br
             chat.page.close()
 
 
+def test_nobody_sees_what_was_shown_to_whoever_was_signed_in_before(browser: Browser, tmp_path: Path) -> None:
+    with Issuer() as issuer:
+        login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
+        with running(Service(tmp_path / "chat.db", **login)) as service:
+            chat = Chat(browser.new_page(), service.url)
+            chat.page.goto(service.url)
+            sign_in(chat, issuer.token(claims={"sub": "alice"}))
+            chat.say("say what is alice's alone")
+            alices = chat.thread_id
+            chat.message.fill("a draft of alice's")
+            chat.page.evaluate("sessionStorage.setItem('token', sessionStorage.getItem('token') + 'x')")
+            chat.page.evaluate("dispatchEvent(new Event('focus'))")
+            sign_in(chat, issuer.token(claims={"sub": "bob"}))
+            expect(chat.page.locator(".start")).to_be_visible()
+            expect(chat.page.get_by_text("alice's")).to_have_count(0)
+            expect(chat.message).to_have_value("")
+            chat.page.goto(f"{service.url}/?thread={alices}")
+            expect(chat.page.get_by_text("does not exist, or is not yours")).to_be_visible()
+            chat.say("say what is bob's alone")
+            chat.button("Sign out").click()
+            expect(chat.page.get_by_role("dialog", name="Sign in")).to_be_visible()
+            chat.page.go_back()
+            expect(chat.page.get_by_role("dialog", name="Sign in")).to_be_visible()
+            expect(chat.page.get_by_text("bob's")).to_have_count(0)
+            chat.page.close()
+
+
 def test_a_token_lasts_for_the_tab_and_is_not_kept_beyond_it(chat: Chat, guarded: StandIn) -> None:
     chat.page.goto(guarded.url)
     sign_in(chat, "good")

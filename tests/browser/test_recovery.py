@@ -80,6 +80,35 @@ def test_a_tab_that_found_the_thread_busy_shows_the_answer_when_it_is_over(
     expect(second.button("Answer again")).to_be_visible()
 
 
+def test_a_stale_tab_deletes_nothing_that_it_never_showed(
+    chat: Chat, browser_context: BrowserContext, service: Service
+) -> None:
+    chat.say("say first")
+    second = new_chat(browser_context, chat.url).open(chat.thread_id)
+    expect(second.answer).to_contain_text("first")
+    chat.say("say from the first tab")
+    before = service.items(chat.thread_id)
+    second.button("Answer again").click()
+    expect(second.page.get_by_role("alert").filter(has_text="This conversation went on elsewhere.")).to_be_visible()
+    expect(second.answer).to_contain_text("from the first tab")
+    assert service.items(chat.thread_id) == before
+
+
+def test_an_answer_is_shown_again_when_its_retry_fails(chat: Chat, browser_context: BrowserContext) -> None:
+    chat.say("say first")
+    chat.page.route("**/chatkit", lambda route: refuse_retry(route))
+    chat.button("Answer again").click()
+    expect(chat.page.get_by_role("alert").filter(has_text="Not now.")).to_be_visible()
+    expect(chat.answer).to_contain_text("first")
+
+
+def refuse_retry(route: Route) -> None:
+    if "threads.retry_after_item" not in (route.request.post_data or ""):
+        return route.continue_()
+    failed = 'data: {"type":"error","code":"custom","message":"Not now.","allow_retry":true}\n\n'
+    return route.fulfill(status=200, content_type="text/event-stream", body=failed)
+
+
 def test_a_tab_that_missed_more_than_a_page_shows_all_of_it(browser_context: BrowserContext) -> None:
     base = {"type": "user_message", "thread_id": "thr_1", "created_at": NOW, "attachments": []}
     items = [{"id": f"u{n}", **base, "content": [{"type": "input_text", "text": f"Word {n}"}]} for n in range(70)]
