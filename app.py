@@ -15,7 +15,8 @@ import chatkitlogger  # noqa: F401 (before all else of ChatKit)
 from collector import quiet_collector  # before the SDKs
 
 # isort: split
-from agents import set_default_openai_api, set_default_openai_client, set_tracing_disabled
+from agents import set_default_openai_api, set_default_openai_client, set_trace_provider, set_tracing_disabled
+from agents.tracing.provider import DefaultTraceProvider
 from chatkit.server import StreamingResult
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -138,10 +139,12 @@ def lifespan(settings: Settings) -> Callable[[Starlette], Any]:
                     timeout_seconds=settings.turn_timeout_seconds,
                 )
             )
+            if not settings.agents_tracing:
+                set_trace_provider(DefaultTraceProvider())  # the SDK's would open a client that is never used
             set_tracing_disabled(not settings.agents_tracing)  # these are for runs that an agent's author starts
             set_default_openai_api(settings.openai_api)
             if upstream.client:
-                set_default_openai_client(upstream.client)
+                set_default_openai_client(upstream.client, use_for_tracing=settings.agents_tracing)
             verifier = await stack.enter_async_context(verifier_of(settings)) if settings.jwks_url else None
             local = LocalAccess(settings.allowed_origins, settings.public_url, allow_anonymous=settings.allow_anonymous)
             if not (settings.jwks_url or settings.allow_anonymous):

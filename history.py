@@ -33,7 +33,7 @@ from attachments import Attachments, kept_id, shortened
 from context import RequestContext
 from conversations import ConversationStore, is_hidden
 from failures import log_failure
-from sdk import StreamedContext, mended
+from sdk import Afterwards, StreamedContext, mended
 
 log = logging.getLogger("service.history")
 
@@ -113,13 +113,17 @@ class ToolResults:
         self._for_client: tuple[ClientToolCall | None, str] = (None, "")
         self._tasks: dict[str, tuple[WorkflowItem, int]] = {}
 
-    async def stream_events(self) -> AsyncIterator[StreamEvent]:
+    async def stream_events(self) -> AsyncIterator[StreamEvent | Afterwards]:
         async for event in self._run.stream_events():
             if event.type == "run_item_stream_event":
                 await self._note(event.item)
             yield event
+        yield Afterwards(self._forget_empty_workflow)
+
+    def _forget_empty_workflow(self) -> None:
+        """(ChatKit 1.6.5 would store it, which shows nothing.)"""
         if (workflow := self._context.workflow_item) and not workflow.workflow.tasks:
-            self._context.workflow_item = None  # ChatKit 1.6.5 would store it, which shows nothing
+            self._context.workflow_item = None
 
     async def _note(self, item: Any) -> None:
         raw = item.raw_item

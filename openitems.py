@@ -85,6 +85,10 @@ class OpenItems:
         self._stored.pop(item_id, None)
         self._unsaved.discard(item_id)
 
+    @property
+    def has_unsaved(self) -> bool:
+        return bool(self._unsaved)
+
     def take_unsaved(self) -> list[ThreadItem]:
         """Return, for a checkpoint, what has changed since the last one."""
         return self._take([item for item in self._items.values() if item.id in self._unsaved])

@@ -167,7 +167,7 @@ class AgentRuns:
         thread_id, context, until = agent_context.thread.id, agent_context.request_context, message if anew else None
         items = await load_history(self._store, thread_id, self._history_items, context, until=until)
         config = self._config_for(agent, items, message)
-        agent_context.workflow_item = workflow_to_go_on(items)
+        agent_context.go_on_with(workflow_to_go_on(items))
         converter = HistoryConverter(self._attachments, context, self._agent.describe_tag)
         return await converter.to_agent_input(items), config
 

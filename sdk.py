@@ -6,14 +6,14 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 import chatkit.agents
 import chatkit.server
 import httpx2
 from agents import RawResponsesStreamEvent, StreamEvent
 from chatkit.agents import AgentContext, ResponseStreamConverter
-from chatkit.types import ChatKitReq, ThreadItem, ThreadItemAddedEvent, ThreadStreamEvent
+from chatkit.types import ChatKitReq, Page, ThreadItem, ThreadItemAddedEvent, ThreadStreamEvent, WorkflowItem
 from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import ResponseReasoningSummaryTextDeltaEvent, ResponseStreamEvent
@@ -95,7 +95,10 @@ async def _merge(events: AsyncIterator[Any], queue: Any) -> AsyncIterator[Any]:
     try:
         while not isinstance(item := await waiting.get(), _RunEnded):
             if isinstance(item, _FromRun):
-                yield item.event
+                if isinstance(item.event, Afterwards):
+                    item.event.do()
+                else:
+                    yield item.event
             elif isinstance(item, chatkit.agents._QueueCompleteSentinel):
                 queue.completed = True
             else:
@@ -105,6 +108,13 @@ async def _merge(events: AsyncIterator[Any], queue: Any) -> AsyncIterator[Any]:
         pump.cancel()
         await asyncio.wait({pump})
         _ = pump.cancelled() or pump.exception()  # asked for, or asyncio would log it with users' words
+
+
+class Afterwards:
+    """What a recorded run yields for something to be done when all before it has been read: it runs ahead of that."""
+
+    def __init__(self, do: Callable[[], None]):
+        self.do = do
 
 
 class _FromRun:
@@ -135,7 +145,11 @@ async def stream_agent_response(
 
     ChatKit 1.6.5 has the handler's events and the run's read from one queue, each taking what is the other's.
     """
-    around, context._events = context._events, asyncio.Queue()
+    around, store = context._events, context.store
+    if isinstance(context, StreamedContext) and context.knows_workflow:  # of a run that has its context to itself
+        context.store = cast(Any, _NothingBefore(context))
+    else:
+        context._events = asyncio.Queue()
     options = {} if converter is None else {"converter": converter}
     recorded = context.recorded(result) if isinstance(context, StreamedContext) else OwnIds(result)
     try:
@@ -143,7 +157,22 @@ async def stream_agent_response(
             async for event in events:
                 yield context.as_streamed(event) if isinstance(context, StreamedContext) else event
     finally:
-        context._events = around
+        context._events, context.store = around, store
+
+
+class _NothingBefore:
+    """What ChatKit 1.6.5 asks for the two newest items first of all, and keeps them as long as the run lasts.
+
+    From then on the context has its own store again.
+    """
+
+    def __init__(self, context: AgentContext[Any]):
+        self._context = context
+        self._store = context.store
+
+    async def load_thread_items(self, *arguments: object) -> Page[ThreadItem]:
+        self._context.store = self._store
+        return Page()
 
 
 def patch() -> None:
@@ -174,6 +203,16 @@ class StreamedContext(AgentContext[RequestContext]):
     """
 
     _announced: dict[int, ThreadItem] = PrivateAttr(default_factory=dict)
+    _knows_workflow: bool = PrivateAttr(default=False)
+
+    @property
+    def knows_workflow(self) -> bool:
+        return self._knows_workflow
+
+    def go_on_with(self, workflow: WorkflowItem | None) -> None:
+        """Have the run add to this workflow, or to none; what the thread ends with is not looked at then."""
+        self.workflow_item = workflow
+        self._knows_workflow = True
 
     def recorded(self, run: Any) -> Any:
         """Return the run as it is to be read, with all that is to be noted on the way."""

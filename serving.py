@@ -58,6 +58,7 @@ def serve(settings: Settings, *, reload: bool) -> None:
         reload=reload,
         reload_dirs=[str(folder) for folder in _folders_of_code(settings.agent)],
         http=Connection,
+        ws="none",  # there are none, and what uvicorn imports for them takes 0.8 MB
         limit_concurrency=max_connections(settings.max_turns),
         lifespan="on",
         log_config=logging_config(settings.log_level, settings.log_format),

@@ -148,7 +148,7 @@ class Turns:
                 if errors:
                     log_failure(log, "leases and checkpoints could not be written", errors[0])
                 for turn in self._live.values():
-                    if turn not in work:
+                    if turn not in work and turn.open_items.has_unsaved:
                         work[turn] = asyncio.create_task(self._checkpoint(turn), name="checkpoint")
                 if self._live and None not in work and clock() - self._renewed_at >= RENEWAL_SECONDS:
                     work[None] = asyncio.create_task(self._renew(), name="renewal")

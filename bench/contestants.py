@@ -19,6 +19,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 CORES = sorted(os.sched_getaffinity(0))
 MEASURED, LOAD = CORES[0], CORES[-1]
 """What is measured has a core of its own; the load and the model's stand-in share the other."""
+ENDING_SECONDS = 20.0
 
 
 def serve(app: Any) -> None:
@@ -40,6 +41,7 @@ class Contestant:
         self.name = name
         self.process = process
         self.port = port
+        self._reading = asyncio.Lock()
 
     def _processes(self) -> list[Path]:
         """Return the program's own directory in /proc, and those of its workers."""
@@ -69,7 +71,8 @@ class Contestant:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
-        assert await self.process.stdout.readline(), f"{self.name} ended"
+        async with self._reading:
+            assert await self.process.stdout.readline(), f"{self.name} ended"
 
 
 @asynccontextmanager
@@ -97,8 +100,18 @@ async def running(
         else:
             yield Contestant(name, process, await _port(process, log))
     finally:
-        if process.returncode is None:
-            process.terminate()
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End the program, also one that waits for streams which nobody ends."""
+    if process.returncode is None:
+        process.terminate()
+    try:
+        async with asyncio.timeout(ENDING_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
         await process.wait()
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,14 +19,6 @@ sys.path[:0] = [str(BENCH.parent), str(BENCH.parent / "tests")]
 
 WRITERS = 64
 PAGES = 400
-
-
-def memory() -> None:
-    """The memory of a process that imports the SDKs and does nothing else."""
-    for name in ("agents", "chatkit.agents", "chatkit.server"):
-        import_module(name)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    print(json.dumps({"bytes": pages * os.sysconf("SC_PAGE_SIZE")}), flush=True)
 
 
 async def disk(path: str) -> dict[str, float]:
@@ -117,7 +108,7 @@ async def page(path: str, items: int) -> dict[str, float]:
     from store import open_store
 
     async with open_store(f"sqlite:///{path}") as store:
-        context, chosen = RequestContext("user"), random.Random(1)
+        context, chosen = RequestContext("user"), random.Random()
 
         async def pages() -> None:
             for _ in range(PAGES):
@@ -164,7 +155,4 @@ async def tokens() -> dict[str, float]:
 
 if __name__ == "__main__":
     figure, arguments = sys.argv[1], [int(each) if each.isdigit() else each for each in sys.argv[2:]]
-    if figure == "memory":
-        memory()
-    else:
-        print(json.dumps(asyncio.run(globals()[figure](*arguments))))
+    print(json.dumps(asyncio.run(globals()[figure](*arguments))))

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from contestants import BENCH, CORES, MEASURED, ROOT, Contestant, running
+from contestants import BENCH, CORES, MEASURED, PAGE_BYTES, ROOT, Contestant, running
 from load import Answer, Client, Connection, Script, Upstream, clock, marker
 
 OURS, MEMORY, SQLITE, BARE, WIRE = "ours", "template", "template, sqlite3", "bare run", "wire"
@@ -52,7 +52,7 @@ class Sizes:
     turns_each: tuple[int, ...] = (20, 4, 2)
     long_turns: tuple[tuple[int, int], ...] = ((50, 12), (1000, 2), (10_000, 1))
     """Deltas, and how many such turns each of four clients takes."""
-    paced: tuple[int, ...] = (200, 256)
+    paced: tuple[int, ...] = (20, 200, 256)
     requests: int = 800
     silent: int = 1000
     writes_each: int = 300
@@ -66,7 +66,7 @@ QUICK = Sizes(
     turns_each=(15, 3),
     long_turns=((50, 6), (1000, 1), (3000, 1)),
     paced=(64,),
-    requests=100,
+    requests=104,
     silent=100,
     writes_each=10,
     items=100_000,
@@ -132,7 +132,7 @@ class Bench:
         opened: list[Client] = []
         for begin in range(0, users, 32):
             opened += await asyncio.gather(
-                *[Client.open(contestant.port) for _ in range(begin, min(users, begin + 32))]
+                *[Client.open(contestant.port, OF_BEFORE) for _ in range(begin, min(users, begin + 32))]
             )
         return opened
 
@@ -143,20 +143,22 @@ class Bench:
         turns_each: int,
         stagger_seconds: float = 0.0,
         items: int = HISTORY_ITEMS,
+        first: int = 0,
     ) -> list[Answer]:
-        """Have so many users say something so often; what the bare run answers has no times.
+        """Have so many users, from the first on, say something so often; what the bare run answers has no times.
 
         `items` go with the bare run's first message: as many as with the others', of which two come with each turn.
         """
+        delays = [place * stagger_seconds / users for place in range(users)]
         markers = [[marker() for _ in range(turns_each)] for _ in range(users)]
         if contestant.name == BARE:
-            await contestant.ask({"turns": markers, "items": items})
+            await contestant.ask({"turns": markers, "items": items, "delays": delays})
             return [Answer(0.0) for texts in markers for _ in texts]
-        deltas = self.upstream.script.deltas
+        script = self.upstream.script
 
         async def one(place: int) -> list[Answer]:
-            await asyncio.sleep(place * stagger_seconds / users)
-            return await self.users[contestant.name][place].say_all(markers[place], deltas)
+            await asyncio.sleep(delays[place])
+            return await self.users[contestant.name][first + place].say_all(markers[place], script)
 
         answered = await asyncio.gather(*[one(place) for place in range(users)])
         return [each for answers in answered for each in answers]
@@ -182,14 +184,14 @@ class Bench:
             if name not in (BARE, WIRE):
                 for begin in range(0, users, 32):
                     group = self.users[name][begin : begin + 32]
-                    await asyncio.gather(*[user.say_all([marker()] * TURNS_BEFORE, 1) for user in group])
+                    await asyncio.gather(*[user.say_all([marker()] * TURNS_BEFORE, OF_BEFORE) for user in group])
             self.upstream.script = Script()
             await self.talk(contestant, min(users, 16), 2)
 
     async def _record_stream(self) -> None:
         """Keep the bytes of the template's answer for the wire."""
         self.upstream.script = Script()
-        answer = await self.users[MEMORY][0].say(marker(), self.upstream.script.deltas)
+        answer = await self.users[MEMORY][0].say(marker(), self.upstream.script)
         events = [line for line in bytes(answer.body).split(b"\r\n") if line.startswith(b"data: ")]
         (self.directory / "stream.sse").write_bytes(b"".join(events))
 
@@ -237,16 +239,18 @@ class Bench:
         """Streams of 20 deltas a second: each user says two things, and the first is not counted."""
         self.upstream.script = script = Script(gap_seconds=0.05)
         for users in self.sizes.paced:
-            for contestant in self.contestants_in_turn(OURS, MEMORY):
+            for contestant in self.contestants_in_turn(OURS, MEMORY, BARE):
                 answered, _, cpu = await self.cost(contestant, self.talk(contestant, users, 2, stagger_seconds=2.5))
                 counted = answered[1::2]
                 load = f"{users} streams of 20 deltas/s"
+                self.results.add(f"CPU ms per turn, {load}", contestant.name, cpu / len(answered) * 1000)
+                if contestant.name == BARE:
+                    continue
                 waits = [answer.first_delta_at - answer.asked_at for answer in counted]
                 self._add_waits(f"to the first delta, {load}", contestant, waits)
                 lasted = script.deltas * script.gap_seconds
                 late = [answer.ended_at - answer.asked_at - lasted for answer in counted]
                 self._add_waits(f"added to a whole answer, {load}", contestant, late)
-                self.results.add(f"CPU ms per turn, {load}", contestant.name, cpu / len(answered) * 1000)
                 self._add_pieces(load, contestant, answered)
 
     def _add_pieces(self, load: str, contestant: Contestant, answered: list[Answer]) -> None:
@@ -286,38 +290,51 @@ class Bench:
     # --- memory, start, workers -----------------------------------------------------------------------------------
 
     async def silent(self) -> None:
-        """Memory per stream that is open and says nothing, in a process that has been warmed up."""
-        silent = self.sizes.silent
+        """Memory per stream that is open and says nothing: what the second half of them adds to the first.
+
+        So nothing counts that a process takes once for all its streams, or had not thrown away yet.
+        """
         for name in self.in_turn(OURS, MEMORY, BARE):  # threads of one exchange, and the new message
             async with self.start(name) as contestant:
                 kept, self.users[name] = self.users.get(name, []), []
-                if name == BARE:  # as many turns as the others have had when their users have come
-                    self.upstream.script = OF_BEFORE
-                    for _ in range(silent // 32):
-                        await self.talk(contestant, 32, 1, items=1)
-                else:
-                    self.users[name] = await self.open_users(contestant, silent)
-                self.upstream.script = Script()
-                await self.talk(contestant, 32, 2, items=3)
-                hang_up(self.users[name])
-                await asyncio.sleep(1)
-                before = contestant.memory_bytes()
-                answers, self.upstream.script = self.upstream.answers, Script(hangs=True)
-                talking = asyncio.create_task(self.talk(contestant, silent, 1, items=3))
-                while self.upstream.answers < answers + silent:
-                    assert not talking.done(), talking.exception()
+                try:
+                    await self._fall_silent(contestant)
+                finally:
+                    hang_up(self.users[name])
+                    contestant.process.kill()
+                    self.users[name] = kept
+
+    async def _fall_silent(self, contestant: Contestant) -> None:
+        name, silent = contestant.name, self.sizes.silent
+        if name == BARE:  # as many turns as the others have had when their users have come
+            self.upstream.script = OF_BEFORE
+            for _ in range(silent // 32):
+                await self.talk(contestant, 32, 1, items=1)
+        else:
+            self.users[name] = await self.open_users(contestant, silent)
+        self.upstream.script = Script()
+        await self.talk(contestant, 32, 2, items=3)
+        hang_up(self.users[name])
+        await asyncio.sleep(1)
+        self.upstream.script = Script(hangs=True)
+        half, talking, held = silent // 2, set[asyncio.Task[Any]](), list[int]()
+        try:
+            for first in (0, half):
+                answers = self.upstream.answers
+                talking.add(asyncio.create_task(self.talk(contestant, half, 1, items=3, first=first)))
+                while self.upstream.answers < answers + half:
+                    assert not any(each.done() for each in talking), talking
                     await asyncio.sleep(0.05)
                 await asyncio.sleep(2)  # for what follows the first delta: checkpoints are written each half second
-                assert not talking.done(), talking.exception()
-                assert all(user.connection.is_answering for user in self.users[name])
-                after = contestant.memory_bytes()
-                self.results.add("KB per silent stream", name, (after - before) / silent / 1000)
-                self.results.add(f"MB with {silent} silent streams", name, after / 1e6)
-                hang_up(self.users[name])
-                contestant.process.kill()
-                talking.cancel()
-                await asyncio.wait({talking})
-                self.users[name] = kept
+                assert not any(each.done() for each in talking), talking
+                held.append(contestant.memory_bytes())
+            assert all(user.connection.is_answering for user in self.users[name])
+        finally:
+            for each in talking:
+                each.cancel()
+            await asyncio.wait(talking)
+        self.results.add("KB per silent stream", name, (held[1] - held[0]) / half / 1000)
+        self.results.add(f"MB with {silent} silent streams", name, held[1] / 1e6)
 
     async def start_up(self) -> None:
         """From the process's start to its first whole answer; what it holds after that, and while nobody has asked."""
@@ -328,7 +345,7 @@ class Bench:
             self.upstream.script = Script(deltas=1)
             begin = clock()
             async with self.start(name) as contestant:
-                client = await Client.open(contestant.port)
+                client = await Client.open(contestant.port, self.upstream.script)
                 self.results.add("ms from start to first answer", name, (clock() - begin) * 1000)
                 await asyncio.sleep(1)
                 self.results.add("memory after the first answer, MB", name, contestant.resident_bytes() / 1e6)
@@ -336,10 +353,10 @@ class Bench:
             async with self.start(name) as contestant:
                 await asyncio.sleep(2)  # so that it has started, whatever it does behind the scenes
                 self.results.add("idle memory, MB", name, contestant.resident_bytes() / 1e6)
-        imported = await self.direct("memory")
+        imported = await self.direct("imported")
         self.results.add("ms from start to first answer", "import", imported["seconds"] * 1000)
         for figure in ("memory after the first answer, MB", "idle memory, MB"):
-            self.results.add(figure, "import", imported["bytes"] / 1e6)
+            self.results.add(figure, "import", imported["pages"] * PAGE_BYTES / 1e6)
 
     async def workers(self) -> None:
         """One process and two, on all cores."""
@@ -371,12 +388,13 @@ class Bench:
     # --- without HTTP ---------------------------------------------------------------------------------------------
 
     async def direct(self, figure: str, *arguments: object) -> dict[str, float]:
-        """Return what the process prints, with the `seconds` until it did."""
+        """Return what the process prints, with the `seconds` until it did; "imported" is a program of its own."""
+        program = ["imported.py"] if figure == "imported" else ["direct.py", figure]
         begin = clock()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            str(BENCH / "direct.py"),
-            figure,
+            str(BENCH / program[0]),
+            *program[1:],
             *map(str, arguments),
             stdout=asyncio.subprocess.PIPE,
             preexec_fn=lambda: os.sched_setaffinity(0, [MEASURED]),
@@ -413,7 +431,7 @@ class Bench:
 GROUPS = {
     "turns": (Bench.turns, [OURS, MEMORY, SQLITE, BARE, WIRE]),
     "long": (Bench.long_turns, [OURS, MEMORY, BARE]),
-    "paced": (Bench.paced, [OURS, MEMORY]),
+    "paced": (Bench.paced, [OURS, MEMORY, BARE]),
     "requests": (Bench.requests, [OURS, MEMORY, SQLITE]),
     "silent": (Bench.silent, []),
     "start": (Bench.start_up, []),

@@ -56,10 +56,16 @@ def _answer(deltas: int, words: int) -> list[bytes]:
     return [_chunk(event) for event in _events(deltas, words)]
 
 
+@cache
+def words_of(deltas: int, words: int) -> list[str]:
+    """Return the deltas of an answer. No word is there twice, so that none can be lost, moved or doubled unseen."""
+    each = [f" {number:04x}" for number in range(deltas * words)]
+    return ["".join(each[place : place + words]) for place in range(0, len(each), words)]
+
+
 def _events(deltas: int, words: int) -> list[bytes]:
     numbers = count()
-    delta = " word" * words
-    text = delta * deltas
+    text = "".join(words_of(deltas, words))
     item = {"id": "msg_00000000", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
     part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
     whole_part = {**part, "text": text}
@@ -77,7 +83,7 @@ def _events(deltas: int, words: int) -> list[bytes]:
         event("response.content_part.added", part=part, **at),
         *[
             event("response.output_text.delta", delta=delta, logprobs=[], obfuscation="q1W2e3R4t5Z6", **at)
-            for _ in range(deltas)
+            for delta in words_of(deltas, words)
         ],
         event("response.output_text.done", text=text, logprobs=[], **at),
         event("response.content_part.done", part=whole_part, **at),
@@ -193,6 +199,8 @@ async def standing_in() -> AsyncIterator[Upstream]:
         server.close()
 
 
+TEXT_DELTA = re.compile(rb'text_delta"[^}]*?"delta":"([^"]*)"')
+
 # --- clients ------------------------------------------------------------------------------------------------------
 
 
@@ -209,11 +217,14 @@ class Answer:
     body: bytearray = field(default_factory=bytearray)
     pieces: int = 0
 
-    def require_turn(self, deltas: int) -> None:
-        """Raise unless this is a whole turn: no error, so many words, and the whole message at its end."""
+    def require_turn(self, script: Script) -> None:
+        """Raise unless this is a whole turn: no error, all words in their order, and the whole message at its end."""
         assert b'"type":"error"' not in self.body, f"a turn failed: {self.body.decode()}"
-        said, _, done = self.body.rpartition(b'"type":"thread.item.done"')
-        assert min(said.count(b" word"), done.count(b" word")) >= deltas, f"half a turn: {self.body.decode()}"
+        text = "".join(words_of(script.deltas, script.words)).encode()
+        _, _, done = self.body.rpartition(b'"type":"thread.item.done"')
+        said = b"".join(TEXT_DELTA.findall(self.body))
+        assert said == text, f"half a turn, or not in order: {self.body.decode()}"
+        assert text in done, f"half a turn, or not in order: {self.body.decode()}"
 
 
 class _Response(asyncio.Protocol):
@@ -307,11 +318,11 @@ class Client:
         self.thread_id = thread_id
 
     @classmethod
-    async def open(cls, port: int) -> "Client":
-        """Return a user whose thread has one exchange; the caller's script says how long."""
+    async def open(cls, port: int, script: Script) -> "Client":
+        """Return a user whose thread has one exchange."""
         connection = Connection(port)
         answer = await connection.send("threads.create", {"input": message("turn-0;")})
-        answer.require_turn(1)
+        answer.require_turn(script)
         found = re.search(rb'"id":"(thr[^"]+)"', answer.body)
         client = cls(connection, found.group(1).decode() if found else "")
         await client.rename("A title of the user's")
@@ -321,18 +332,18 @@ class Client:
         answer = await self.connection.send("threads.update", {"thread_id": self.thread_id, "title": title})
         assert title.encode() in answer.body, f"not renamed: {answer.body.decode()}"
 
-    async def say(self, text: str, deltas: int) -> Answer:
-        """Return the answer, which has so many deltas or raises."""
+    async def say(self, text: str, script: Script) -> Answer:
+        """Return the answer, which is the script's, or raise."""
         params = {"thread_id": self.thread_id, "input": message(text)}
         answer = await self.connection.send("threads.add_user_message", params)
-        answer.require_turn(deltas)
+        answer.require_turn(script)
         answer.pieces = answer.body.count(b"text_delta")
         return answer
 
-    async def say_all(self, markers: Sequence[str], deltas: int) -> list[Answer]:
+    async def say_all(self, markers: Sequence[str], script: Script) -> list[Answer]:
         """Say one after the other, each when the one before is answered."""
         answers = []
         for text in markers:
-            answers.append(await self.say(text, deltas))
+            answers.append(await self.say(text, script))
             answers[-1].body.clear()  # there may be thousands
         return answers

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,7 +78,11 @@ async def measure(options: argparse.Namespace) -> None:
         raise SystemExit(f"bench: {', '.join(ALONE)} is measured alone.")
     is_look = bool(options.quick or options.only) or sizes.rounds < ROUNDS
     rounds = 1 if ALONE.intersection(groups) else sizes.rounds
-    results, begin = Results(), time.monotonic()
+    results, commit, begin = Results(), commit_of(BENCH.parent), time.monotonic()
+    measuring = asyncio.current_task()
+    assert measuring
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that whatever runs is ended too
+        asyncio.get_running_loop().add_signal_handler(number, measuring.cancel)
     try:
         with tempfile.TemporaryDirectory(dir=ENVIRONMENT) as directory:  # on a disk: /tmp may be none
             async with standing_in() as upstream:
@@ -93,11 +98,26 @@ async def measure(options: argparse.Namespace) -> None:
     finally:  # what was measured before an interruption is worth reading
         minutes = (time.monotonic() - begin) / 60
         remark = f"A look at {options.only or 'all'}, nothing to quote." if is_look else ""
-        print(report(results, minutes, remark=remark))
+        print(report(results, minutes, commit=commit, remark=remark))
     if not is_look:
-        before = Results(json.loads(LAST_RUN.read_text())) if LAST_RUN.exists() else None
-        (BENCH / "RESULTS.md").write_text(report(results, minutes, before=before), encoding="utf-8")
-        LAST_RUN.write_text(json.dumps(results.samples))
+        runs = json.loads(LAST_RUN.read_text()) if LAST_RUN.exists() else {}
+        before = Results(runs[commit]) if commit in runs else None
+        page = report(results, minutes, commit=commit, before=before)
+        (BENCH / "RESULTS.md").write_text(page, encoding="utf-8")
+        LAST_RUN.write_text(json.dumps({commit: results.samples}))
+
+
+def commit_of(root: Path) -> str:
+    """Return the short name of what is measured, and whether it was changed."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.check_output(["git", "-C", root, *arguments], stderr=subprocess.DEVNULL, text=True).strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".", ":!bench/RESULTS.md")
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 if __name__ == "__main__":

@@ -392,6 +392,22 @@ def test_an_answer_is_kept_when_its_retry_is_stopped_before_a_word(client: Clien
     assert client.items(thread_of(events))[:2] == before
 
 
+def test_a_retry_goes_on_with_nothing_of_the_answer_that_it_takes_the_place_of(client: Client, model: StandIn) -> None:
+    model.will(Reason("An old thought."), Hang())
+    with client.streaming("threads.create", {"input": message("Hello")}) as stream:
+        thread_id = eventually(lambda: next(stream).get("thread", {}).get("id"))
+        eventually(lambda: "An old thought." in str(next(stream)))
+    before = eventually(lambda: len(client.items(thread_id)) == 2 and client.items(thread_id))
+    assert before[-1]["type"] == "workflow"
+    model.will(Reason("A new thought."), Say("Another one."))
+    answered = retry(client, thread_id, before[0]["id"])
+    assert answered.status_code == 200
+    after = client.items(thread_id)
+    assert [item["type"] for item in after] == ["user_message", "workflow", "assistant_message"]
+    assert after[1]["id"] != before[1]["id"]
+    assert "An old thought." not in json.dumps(after)
+
+
 def test_a_retry_of_what_was_last_elsewhere_is_refused(client: Client) -> None:
     events = client.create("Hello")
     thread_id, first = thread_of(events), fold(events)[0]["id"]
