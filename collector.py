@@ -17,8 +17,8 @@ gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])  # here, so that import
 def quiet_collector() -> Iterator[None]:
     """Spare the garbage collector the SDKs' hundreds of thousands of objects, which live as long as the process.
 
-    It would walk them again and again, for a good part of what a turn costs. It does not walk them once more before
-    (0.2 s at every start): what is garbage by then is little, and stays.
+    It would walk them again and again (`bench/NOTES.md`). It does not walk them once more before (0.2 s at every
+    start): what is garbage by then is little, and stays.
     """
     before = gc.get_threshold()
     gc.freeze()

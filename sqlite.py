@@ -85,7 +85,7 @@ class SQLiteFile:
         """Run the function in a transaction and return its result once that is on the disk.
 
         Writes that wait together are committed together: at 64 writers 6 times the writes of a commit each where
-        `fsync` takes 0.3 ms, and 23 to 29 times where it takes some milliseconds (`bench/`). A write that has been
+        `fsync` takes 0.3 ms (`bench/`), and more where it takes longer. A write that has been
         queued ends even when its caller is cancelled; one that raises undoes itself alone.
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
