@@ -47,6 +47,9 @@ class Connection(H11Protocol):
             self._next_look.cancel()
         super().connection_lost(exc)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing of what anybody may ask for. (uvicorn 0.54 would say two lines each time.)"""
+
     def shutdown(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
             self.loop.call_later(self.FIRST_REQUEST_SECONDS, super().shutdown)

@@ -39,6 +39,7 @@ from conversations import ConversationStore, StoreUnavailable, Usage, is_hidden
 from failures import NoAnswer
 from history import HistoryConverter, RecordingContext, load_history, workflow_to_go_on
 from leases import RETRY_SECONDS
+from openitems import finished
 from provider import Counted, model_name, with_reasoning_kept
 from sdk import StreamedContext, stream_agent_response
 from telemetry import note_first_token
@@ -46,8 +47,6 @@ from titles import title_by_model
 from toolservers import ToolServers, with_tools_of
 from turn import Events
 from turns import Turns
-
-NEW_ITEM = (ThreadItemAddedEvent, ThreadItemDoneEvent, ThreadItemReplacedEvent)
 
 
 class AgentRuns:
@@ -93,7 +92,7 @@ class AgentRuns:
                 agent = await with_tools_of(servers, agent, self.agent_context(thread, context))
             async with aclosing(self._run(agent, thread, message, context, anew=anew)) as events:
                 async for event in events:
-                    if superseded and message and isinstance(event, NEW_ITEM):
+                    if superseded and message and _is_kept(event):
                         await self._store.delete_items_after(thread.id, message.id, context, until=superseded)
                         superseded = None
                     yield event
@@ -109,7 +108,7 @@ class AgentRuns:
         if used is not None:
             with suppress(NotFoundError):  # of a user who was deleted meanwhile nothing is kept
                 with suppress(StoreUnavailable):
-                    await self._store.load_thread(message.thread_id, context)
+                    await self._store.load_thread(message.thread_id, replace(context, loaded_threads={}))
                 await self._add_usage(used, context)
         return title
 
@@ -224,6 +223,13 @@ def _unsaid_or_none(run: RunResultBase) -> str | None:
     if not text.strip():
         raise NoAnswer
     return text
+
+
+def _is_kept(event: ThreadStreamEvent) -> bool:
+    """Whether something of the turn is stored from this event on, whatever becomes of it."""
+    if isinstance(event, ThreadItemAddedEvent):
+        return finished(event.item) is not None
+    return isinstance(event, ThreadItemUpdatedEvent | ThreadItemDoneEvent | ThreadItemReplacedEvent)
 
 
 def _is_shown(event: ThreadStreamEvent) -> bool:

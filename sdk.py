@@ -146,7 +146,7 @@ async def stream_agent_response(
     ChatKit 1.6.5 has the handler's events and the run's read from one queue, each taking what is the other's.
     """
     around, store = context._events, context.store
-    if isinstance(context, StreamedContext) and context.knows_workflow:  # of a run that has its context to itself
+    if isinstance(context, StreamedContext) and context.begins():
         context.store = cast(Any, _NothingBefore(context))
     else:
         context._events = asyncio.Queue()
@@ -203,16 +203,17 @@ class StreamedContext(AgentContext[RequestContext]):
     """
 
     _announced: dict[int, ThreadItem] = PrivateAttr(default_factory=dict)
-    _knows_workflow: bool = PrivateAttr(default=False)
-
-    @property
-    def knows_workflow(self) -> bool:
-        return self._knows_workflow
+    _is_prepared: bool = PrivateAttr(default=False)
 
     def go_on_with(self, workflow: WorkflowItem | None) -> None:
-        """Have the run add to this workflow, or to none; what the thread ends with is not looked at then."""
+        """Have the next run add to this workflow, or to none; what the thread ends with is not looked at then."""
         self.workflow_item = workflow
-        self._knows_workflow = True
+        self._is_prepared = True
+
+    def begins(self) -> bool:
+        """Whether the run that asks was prepared so; others that one of its tools starts meanwhile were not."""
+        was_prepared, self._is_prepared = self._is_prepared, False
+        return was_prepared
 
     def recorded(self, run: Any) -> Any:
         """Return the run as it is to be read, with all that is to be noted on the way."""

@@ -100,7 +100,7 @@ class Turn(StreamingResult):
         self._store = store
         self._saved_thread = thread.model_copy(deep=True)
         self._hidden: set[str] = set()
-        self._answering = False
+        self._answering = self._has_stored = False
         self._listening = True
         self._began = self._ending = False
         self._over = asyncio.get_running_loop().create_future()  # an event takes five times as much memory
@@ -241,6 +241,7 @@ class Turn(StreamingResult):
             await self._store.save_checkpoints(self.thread.id, earlier, self.context)
         self._put(item)  # until it is stored: a cancellation now must find it whole
         await self._store.add_thread_item(self.thread.id, item, self.context)
+        self._has_stored = True
         self.open_items.discard(item.id)
 
     async def _save_thread(self) -> None:
@@ -284,6 +285,8 @@ class Turn(StreamingResult):
         """Return what is to be shown of the end, and what to say of it."""
         try:
             items, unstored = self.open_items.close()
+            if not (items or self._has_stored):
+                more = []  # it would be said of an answer from before
             await self._end_turn([*items, *more])
         except (LeaseLost, NotFoundError):  # what is open now is not this turn's to store any more
             deleted = self.stopped is Stopped.THREAD_DELETED

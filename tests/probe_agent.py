@@ -51,6 +51,14 @@ async def look_up(wrapper: Context, word: str) -> str:
 
 
 @function_tool
+async def consult(wrapper: Context) -> str:
+    """Ask another agent with the context of this run, and show nothing of it."""
+    run = Runner.run_streamed(Agent(name="Other", model="stand-in"), "Advise me", context=wrapper.context)
+    events = [event async for event in stream_agent_response(wrapper.context, run)]
+    return f"{len(events)} events of advice"
+
+
+@function_tool
 async def say_half_a_letter() -> str:
     """Return what JSON can carry and UTF-8 cannot."""
     return "half \ud83d and two halves \ud83d\ude00"
@@ -228,6 +236,7 @@ TOOLS = [
     block,
     who_am_i,
     look_up,
+    consult,
     say_half_a_letter,
     show_widget,
     show_slow_widget,

@@ -29,7 +29,7 @@ from context import RequestContext
 from history import HistoryConverter, workflow_to_go_on
 from runs import beginning_with
 from service import Client, errors_of, events_of, eventually, fold, message, service, text_of, thread_of
-from standin import Begin, Call, Fail, FailLater, Hang, Reason, Refuse, Say, StandIn, Step
+from standin import Begin, Call, Fail, FailLater, Hang, Reason, Refuse, Say, StandIn, Step, Wait
 
 GOLDEN = Path(__file__).with_name("golden")
 APIS = ["responses", "chat_completions"]
@@ -361,6 +361,26 @@ def test_a_message_that_cannot_be_answered_again_keeps_the_answer_that_it_has(cl
     assert client.items(thread_of(events)) == before
 
 
+def test_a_tool_may_run_an_agent_with_the_context_of_its_own_run(client: Client, model: StandIn) -> None:
+    model.will(Call("consult"))
+    model.will(Say("Sound advice."))
+    model.will(Say("I was advised."))
+    events = client.create("Ask for advice")
+    assert not errors_of(events)
+    assert [text_of(item) for item in fold(events)] == ["Ask for advice", "I was advised."]
+    assert "events of advice" in json.dumps(model.asked[-1].body["input"])
+
+
+def test_a_users_title_is_kept_when_the_models_comes_in_the_midst_of_the_turn(client: Client, model: StandIn) -> None:
+    model.title = Wait(1)
+    model.will(Wait(2), Call("lock", {"kind": "locked"}))
+    with client.streaming("threads.create", {"input": message("Hello")}) as stream:
+        thread_id = eventually(lambda: next(stream).get("thread", {}).get("id"))
+        client.ask("threads.update", {"thread_id": thread_id, "title": "Mine"})
+        list(stream)
+    assert client.ask("threads.get_by_id", {"thread_id": thread_id})["title"] == "Mine"
+
+
 def retry(client: Client, thread_id: str, item_id: str, **metadata: Any) -> httpx2.Response:
     return client.post("threads.retry_after_item", {"thread_id": thread_id, "item_id": item_id}, metadata=metadata)
 
@@ -390,6 +410,20 @@ def test_an_answer_is_kept_when_its_retry_is_stopped_before_a_word(client: Clien
     model.otherwise = [Say("Later.")]
     client.say(thread_of(events))
     assert client.items(thread_of(events))[:2] == before
+    assert "stopped before its end" not in json.dumps(model.asked[-1].body["input"]), "the old answer is whole"
+
+
+def test_an_answer_is_kept_when_its_retry_is_stopped_before_a_thought(client: Client, model: StandIn) -> None:
+    events = client.create("Hello")
+    before = client.items(thread_of(events))
+    model.otherwise = [Reason(""), Hang()]
+    params = {"thread_id": thread_of(events), "item_id": before[0]["id"]}
+    with client.streaming("threads.retry_after_item", params) as stream:
+        eventually(lambda: next(stream)["type"] == "thread.item.added")
+    model.otherwise = [Say("Later.")]
+    client.say(thread_of(events))
+    assert client.items(thread_of(events))[:2] == before
+    assert "stopped before its end" not in json.dumps(model.asked[-1].body["input"])
 
 
 def test_a_retry_goes_on_with_nothing_of_the_answer_that_it_takes_the_place_of(client: Client, model: StandIn) -> None:

@@ -11,9 +11,9 @@ const WHY = {
 function userOf(token) {
   try {
     const payload = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
-    return JSON.parse(atob(payload)).sub;
+    return String(JSON.parse(atob(payload)).sub);
   } catch {
-    return undefined; // no token that the service takes
+    return null; // no token that the service takes
   }
 }
 
@@ -51,15 +51,23 @@ export class Login {
     return this.#asking;
   }
 
+  /** Who is, or was last, signed in here; null where no token could be read. */
+  get user() {
+    return tabMemory.getItem("user");
+  }
+
   #keep(token) {
-    const isAnother = this.token && userOf(token) !== userOf(this.token);
+    const before = this.user;
+    const now = userOf(token);
     tabMemory.setItem("token", token);
-    if (!isAnother) return null;
+    if (now) tabMemory.setItem("user", now);
+    if (!now || !before || now === before) return null;
     location.replace(location.pathname); // what is shown is not this user's
     return new Promise(() => {});
   }
 
   end() {
     tabMemory.removeItem("token");
+    tabMemory.removeItem("user");
   }
 }

@@ -308,17 +308,17 @@ class Conversations(RuleBasedStateMachine):
                 self.drop_attachments_of([row], thread)
 
     @has_threads
-    @rule(number=which, as_whom=who, name=names)
-    def delete_all_after(self, number: int, as_whom: str, name: str) -> None:
+    @rule(number=which, as_whom=who, name=names, until=names)
+    def delete_all_after(self, number: int, as_whom: str, name: str, until: str) -> None:
         thread = self.pick(number)
         context, refused = self.writes(thread, as_whom, number)
-        if not refused and name not in thread.items:
+        if not refused and not {name, until} <= thread.items.keys():
             refused = NotFoundError
-        self.does(self.store.delete_items_after(thread.id, name, context), refused)
+        self.does(self.store.delete_items_after(thread.id, name, context, until=until), refused)
         if not refused:
             thread.may_end_late = None
-            place = thread.items[name].place
-            gone = {each: row for each, row in thread.items.items() if row.place > place}
+            first, last = thread.items[name].place, thread.items[until].place
+            gone = {each: row for each, row in thread.items.items() if first < row.place <= last}
             thread.items = {each: row for each, row in thread.items.items() if each not in gone}
             thread.feedback = {each: kind for each, kind in thread.feedback.items() if each not in gone}
             self.drop_attachments_of([*gone.values()], thread)
