@@ -361,11 +361,12 @@ def test_a_message_that_cannot_be_answered_again_keeps_the_answer_that_it_has(cl
     assert client.items(thread_of(events)) == before
 
 
-def test_a_tool_may_run_an_agent_with_the_context_of_its_own_run(client: Client, model: StandIn) -> None:
+def test_a_tool_may_run_an_agent_with_the_context_of_its_own_run(tmp_path: Path, model: StandIn) -> None:
     model.will(Call("consult"))
     model.will(Say("Sound advice."))
     model.will(Say("I was advised."))
-    events = client.create("Ask for advice")
+    with service(**probing(model, tmp_path / "chatkit.db")) as client:  # started last, its model is the SDK's default
+        events = client.create("Ask for advice")
     assert not errors_of(events)
     assert [text_of(item) for item in fold(events)] == ["Ask for advice", "I was advised."]
     assert "events of advice" in json.dumps(model.asked[-1].body["input"])
