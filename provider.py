@@ -17,7 +17,8 @@ from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
 from considerate import ConsiderateStream, Turnstile
 from conversations import Usage
-from sdk import OpenAIClient, mended
+from openaiclient import OpenAIClient
+from sdk import mended
 from telemetry import request_id
 
 KEEPALIVE_SECONDS = 30.0

@@ -353,7 +353,7 @@ class Bench:
             async with self.start(name) as contestant:
                 await asyncio.sleep(2)  # so that it has started, whatever it does behind the scenes
                 self.results.add("idle memory, MB", name, contestant.resident_bytes() / 1e6)
-        imported = await self.direct("imported")
+        imported = await self.direct(program="imported.py")
         self.results.add("ms from start to first answer", "import", imported["seconds"] * 1000)
         for figure in ("memory after the first answer, MB", "idle memory, MB"):
             self.results.add(figure, "import", imported["pages"] * PAGE_BYTES / 1e6)
@@ -387,14 +387,12 @@ class Bench:
 
     # --- without HTTP ---------------------------------------------------------------------------------------------
 
-    async def direct(self, figure: str, *arguments: object) -> dict[str, float]:
-        """Return what the process prints, with the `seconds` until it did; "imported" is a program of its own."""
-        program = ["imported.py"] if figure == "imported" else ["direct.py", figure]
+    async def direct(self, *arguments: object, program: str = "direct.py") -> dict[str, float]:
+        """Return what the program prints, with the `seconds` until it did."""
         begin = clock()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            str(BENCH / program[0]),
-            *program[1:],
+            str(BENCH / program),
             *map(str, arguments),
             stdout=asyncio.subprocess.PIPE,
             preexec_fn=lambda: os.sched_setaffinity(0, [MEASURED]),
@@ -402,7 +400,7 @@ class Bench:
         assert process.stdout
         line = await process.stdout.readline()
         seconds = clock() - begin
-        assert await process.wait() == 0, f"{figure} failed"
+        assert await process.wait() == 0, f"{program} {arguments} failed"
         return {**(json.loads(line) or {}), "seconds": seconds}
 
     async def store(self) -> None:

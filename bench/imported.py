@@ -1,8 +1,7 @@
-"""A process that imports the SDKs and does nothing else: prints what is resident then, as JSON."""
+"""A process that imports the SDKs and does nothing else: prints the pages that are resident then, as JSON."""
 
-import agents  # noqa: F401
-import chatkit.agents
-import chatkit.server  # noqa: F401
+for name in ("agents", "chatkit.agents", "chatkit.server"):
+    __import__(name)
 
 with open("/proc/self/statm") as statm:
     print(f'{{"pages": {statm.read().split()[1]}}}', flush=True)

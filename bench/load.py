@@ -199,9 +199,9 @@ async def standing_in() -> AsyncIterator[Upstream]:
         server.close()
 
 
-TEXT_DELTA = re.compile(rb'text_delta"[^}]*?"delta":"([^"]*)"')
-
 # --- clients ------------------------------------------------------------------------------------------------------
+
+TEXT_DELTA = re.compile(rb'text_delta"[^}]*?"delta":"([^"]*)"')
 
 
 @dataclass

@@ -20,7 +20,7 @@ LAYERS = [
     {"postgresthreads", "postgresupkeep"},
     {"sqliteturns", "sqliteuploads", "postgresturns", "postgresuploads"},
     {"postgres"},
-    {"sdk", "store", "demo", "attachments", "leases"},
+    {"sdk", "openaiclient", "store", "demo", "attachments", "leases"},
     {"outbox", "openitems", "dictation"},
     {"answers", "turn", "bodies", "copying", "history", "files", "provider", "toolservers", "agent"},
     {"agentmodule", "titles", "turns", "hosts"},

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 
 import sdk
 from conftest import probing
+from openaiclient import OpenAIClient
 from provider import open_upstream, run_config
 from service import Client, errors_of, eventually, fold, message, service, text_of, thread_of
 from standin import Call, Reason, Say, StandIn
@@ -154,7 +155,7 @@ async def test_streamed_events_are_read_as_openai_reads_them(model: StandIn, api
 
     sdks_own = await events(AsyncOpenAI)
     assert len(sdks_own) >= 8
-    assert await events(sdk.OpenAIClient) == sdks_own
+    assert await events(OpenAIClient) == sdks_own
 
 
 @pytest.mark.anyio
@@ -165,7 +166,7 @@ async def test_a_conversation_is_sent_as_openai_sends_it(model: StandIn, api: st
         {"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,AA=="}]},
         {"role": "assistant", "content": "Good morning."},
     ]
-    for kind in (AsyncOpenAI, sdk.OpenAIClient):
+    for kind in (AsyncOpenAI, OpenAIClient):
         async with kind(api_key="none", base_url=model.url) as client:
             more: Any = {"model": "m", "temperature": 0.5, "extra_body": {"top_k": 3}}
             if api == "responses":
@@ -192,7 +193,7 @@ async def test_a_long_conversation_is_not_examined_item_by_item(model: StandIn, 
                     await client.chat.completions.create(model="m", messages=items)
             return time.thread_time() - began
 
-    assert await seconds(sdk.OpenAIClient) < await seconds(AsyncOpenAI) / 3
+    assert await seconds(OpenAIClient) < await seconds(AsyncOpenAI) / 3
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_an_event_that_does_not_validate_is_read_as_openai_reads_it(kind: Any, e
     def read(client: AsyncOpenAI) -> str:
         return repr(client._process_response_data(data=event, cast_to=kind, response=httpx2.Response(200)))
 
-    assert read(sdk.OpenAIClient(api_key="none")) == read(AsyncOpenAI(api_key="none"))
+    assert read(OpenAIClient(api_key="none")) == read(AsyncOpenAI(api_key="none"))
 
 
 def test_an_events_kind_is_not_searched_for() -> None:
@@ -224,7 +225,7 @@ def test_an_events_kind_is_not_searched_for() -> None:
             client._process_response_data(data=event, cast_to=kind, response=httpx2.Response(200))
         return time.thread_time() - began
 
-    ours, sdks_own = sdk.OpenAIClient(api_key="none"), AsyncOpenAI(api_key="none")
+    ours, sdks_own = OpenAIClient(api_key="none"), AsyncOpenAI(api_key="none")
     rounds = [(seconds(ours), seconds(sdks_own)) for _ in range(20)]
     fastest, sdks_fastest = map(min, zip(*rounds, strict=True))  # whatever else the machine does only adds to it
     assert fastest < sdks_fastest / 4

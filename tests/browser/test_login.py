@@ -40,45 +40,50 @@ def test_a_token_is_asked_for_first_and_then_goes_with_every_request(chat: Chat,
     expect(chat.answer).to_contain_text("Received.")
 
 
-def test_the_services_own_login_is_passed_with_a_token_of_its_issuer(browser: Browser, tmp_path: Path) -> None:
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
     with Issuer() as issuer:
-        login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
-        with running(Service(tmp_path / "chat.db", **login)) as service:
-            chat = Chat(browser.new_page(), service.url)
-            chat.page.goto(service.url)
-            sign_in(chat, issuer.token(claims={"exp": 1}))
-            expect(chat.page.get_by_role("dialog")).to_contain_text("Your token has expired.")
-            sign_in(chat, issuer.token())
-            chat.say("say signed in")
-            expect(chat.answer).to_contain_text("signed in")
-            chat.page.close()
+        yield issuer
 
 
-def test_nobody_sees_what_was_shown_to_whoever_was_signed_in_before(browser: Browser, tmp_path: Path) -> None:
-    with Issuer() as issuer:
-        login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
-        with running(Service(tmp_path / "chat.db", **login)) as service:
-            chat = Chat(browser.new_page(), service.url)
-            chat.page.goto(service.url)
-            sign_in(chat, issuer.token(claims={"sub": "alice"}))
-            chat.say("say what is alice's alone")
-            alices = chat.thread_id
-            chat.message.fill("a draft of alice's")
-            chat.page.evaluate("sessionStorage.setItem('token', sessionStorage.getItem('token') + 'x')")
-            chat.page.evaluate("dispatchEvent(new Event('focus'))")
-            sign_in(chat, issuer.token(claims={"sub": "bob"}))
-            expect(chat.page.locator(".start")).to_be_visible()
-            expect(chat.page.get_by_text("alice's")).to_have_count(0)
-            expect(chat.message).to_have_value("")
-            chat.page.goto(f"{service.url}/?thread={alices}")
-            expect(chat.page.get_by_text("does not exist, or is not yours")).to_be_visible()
-            chat.say("say what is bob's alone")
-            chat.button("Sign out").click()
-            expect(chat.page.get_by_role("dialog", name="Sign in")).to_be_visible()
-            chat.page.go_back()
-            expect(chat.page.get_by_role("dialog", name="Sign in")).to_be_visible()
-            expect(chat.page.get_by_text("bob's")).to_have_count(0)
-            chat.page.close()
+@pytest.fixture
+def real(browser: Browser, issuer: Issuer, tmp_path: Path) -> Iterator[Chat]:
+    """The page of a service with a login."""
+    login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
+    with running(Service(tmp_path / "chat.db", **login)) as service:
+        chat = Chat(browser.new_page(), service.url)
+        chat.page.goto(service.url)
+        yield chat
+        chat.page.close()
+
+
+def test_the_services_own_login_is_passed_with_a_token_of_its_issuer(real: Chat, issuer: Issuer) -> None:
+    sign_in(real, issuer.token(claims={"exp": 1}))
+    expect(real.page.get_by_role("dialog")).to_contain_text("Your token has expired.")
+    sign_in(real, issuer.token())
+    real.say("say signed in")
+    expect(real.answer).to_contain_text("signed in")
+
+
+def test_nobody_sees_what_was_shown_to_whoever_was_signed_in_before(real: Chat, issuer: Issuer) -> None:
+    sign_in(real, issuer.token(claims={"sub": "alice"}))
+    real.say("say what is alice's alone")
+    alices = real.thread_id
+    real.message.fill("a draft of alice's")
+    real.page.evaluate("sessionStorage.setItem('token', sessionStorage.getItem('token') + 'x')")
+    real.page.evaluate("dispatchEvent(new Event('focus'))")
+    sign_in(real, issuer.token(claims={"sub": "bob"}))
+    expect(real.page.locator(".start")).to_be_visible()
+    expect(real.page.get_by_text("alice's")).to_have_count(0)
+    expect(real.message).to_have_value("")
+    real.page.goto(f"{real.url}/?thread={alices}")
+    expect(real.page.get_by_text("does not exist, or is not yours")).to_be_visible()
+    real.say("say what is bob's alone")
+    real.button("Sign out").click()
+    expect(real.page.get_by_role("dialog", name="Sign in")).to_be_visible()
+    real.page.go_back()
+    expect(real.page.get_by_role("dialog", name="Sign in")).to_be_visible()
+    expect(real.page.get_by_text("bob's")).to_have_count(0)
 
 
 def test_a_token_lasts_for_the_tab_and_is_not_kept_beyond_it(chat: Chat, guarded: StandIn) -> None:
