@@ -1,6 +1,7 @@
 """The figures: in each round every figure takes one sample of every contestant that it has.
 
-So they share what the machine does, and a figure's spread has what the machine does during the whole run.
+So they share what the machine does, and a figure's spread has what the machine does during the whole run. A sample of
+what is soon done is taken in two halves, around the others': a machine that is slow for a while is it for all.
 """
 
 import asyncio
@@ -9,17 +10,19 @@ import os
 import random
 import sys
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
-from typing import Any, TypeVar
+from statistics import mean, median
+from typing import Any
 
 from contestants import BENCH, CORES, MEASURED, PAGE_BYTES, ROOT, Contestant, running
 from load import Answer, Client, Connection, Script, Upstream, clock, marker
 
 OURS, MEMORY, SQLITE, BARE, WIRE = "ours", "template", "template, sqlite3", "bare run", "wire"
+IMPORT = "import"
 HISTORY_ITEMS = 21
 """What goes to the model at most, with the new message. An odd number begins with a message of the user's, where the
 service would begin anyway."""
@@ -28,8 +31,6 @@ TURNS_BEFORE = (HISTORY_ITEMS - 3) // 2
 OF_BEFORE = Script(deltas=1, words=50)
 """The answers of a history: as long as those that are measured, and soon given."""
 SETTLING_SECONDS = 0.3
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -42,18 +43,32 @@ class Results:
         self.samples.setdefault(figure, {}).setdefault(contestant, []).append(sample)
 
 
+@dataclass
+class Sample:
+    """What a contestant answered, and what it took."""
+
+    answered: list[Answer] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @property
+    def cpu_ms_each(self) -> float:
+        return self.cpu_seconds / len(self.answered) * 1000
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How much each figure does; the quick form does little of everything."""
 
     rounds: int = 7
     """By chance alone, the median of seven lies outside the spread of seven others once in 14 times (of five, in 6)."""
-    clients: tuple[int, ...] = (1, 32, 256)
-    turns_each: tuple[int, ...] = (20, 4, 2)
-    long_turns: tuple[tuple[int, int], ...] = ((50, 12), (1000, 2), (10_000, 1))
-    """Deltas, and how many such turns each of four clients takes."""
+    turns: tuple[tuple[int, int, int], ...] = ((1, 2, 20), (32, 2, 2), (256, 1, 2))
+    """Clients, how often a sample comes to each contestant, and the turns that each client then takes."""
+    long_turns: tuple[tuple[int, int], ...] = ((50, 6), (1000, 1), (10_000, 1))
+    """Deltas, and how many such turns each of four clients takes, both times."""
     paced: tuple[int, ...] = (20, 200, 256)
-    requests: int = 800
+    requests_each: int = 50
+    """Of each of eight clients, both times."""
     silent: int = 1000
     writes_each: int = 300
     items: int = 1_000_000
@@ -62,11 +77,10 @@ class Sizes:
 
 QUICK = Sizes(
     rounds=2,
-    clients=(1, 32),
-    turns_each=(15, 3),
-    long_turns=((50, 6), (1000, 1), (3000, 1)),
+    turns=((1, 2, 8), (32, 2, 2)),
+    long_turns=((50, 3), (1000, 1), (3000, 1)),
     paced=(64,),
-    requests=104,
+    requests_each=7,
     silent=100,
     writes_each=10,
     items=100_000,
@@ -163,17 +177,17 @@ class Bench:
         answered = await asyncio.gather(*[one(place) for place in range(users)])
         return [each for answers in answered for each in answers]
 
-    async def cost(self, contestant: Contestant, work: Awaitable[T]) -> tuple[T, float, float]:
-        """Return what the work returns, the seconds that it took, and the CPU's, with what is done once it is over."""
+    async def cost(self, contestant: Contestant, work: Awaitable[list[Answer]], sample: Sample) -> None:
+        """Add to the sample what the work returns, the seconds that it takes, and the CPU's, with what follows it."""
         begin, cpu = clock(), contestant.cpu_seconds()
-        outcome = await work
-        seconds = clock() - begin
+        sample.answered += await work
+        sample.seconds += clock() - begin
         await asyncio.sleep(SETTLING_SECONDS)
-        return outcome, seconds, contestant.cpu_seconds() - cpu
+        sample.cpu_seconds += contestant.cpu_seconds() - cpu
 
     async def prepare(self, names: list[str], stack: AsyncExitStack) -> None:
         """Start the contestants, give their users threads with a history, and warm them up."""
-        users = max(*self.sizes.clients, *self.sizes.paced)
+        users = max(*self.sizes.paced, *[clients for clients, _, _ in self.sizes.turns])
         for name in names:
             if name == WIRE:
                 await self._record_stream()
@@ -199,93 +213,110 @@ class Bench:
         """Return them in an order of its own in each round; the first has that of the table."""
         return random.Random(self.round).sample(names, len(names)) if self.round else list(names)
 
-    def contestants_in_turn(self, *names: str) -> list[Contestant]:
-        return [self.contestants[name] for name in self.in_turn(*names)]
+    def there_and_back(self, *names: str, times: int = 2) -> list[str]:
+        """Return them in the round's order, and where they come a second time once more in the opposite one."""
+        order = self.in_turn(*names)
+        return order + order[::-1] if times == 2 else order
 
     # --- turns ----------------------------------------------------------------------------------------------------
 
     async def turns(self) -> None:
         self.upstream.script = Script()
-        for users, turns_each in zip(self.sizes.clients, self.sizes.turns_each, strict=True):
-            for contestant in self.contestants_in_turn(OURS, MEMORY, SQLITE, BARE, WIRE):
-                each = 10 * turns_each if contestant.name == WIRE else turns_each  # or it were a few ticks of its clock
+        for users, times, turns_each in self.sizes.turns:
+            samples = defaultdict[str, Sample](Sample)
+            for name in self.there_and_back(OURS, MEMORY, SQLITE, BARE, WIRE, times=times):
+                contestant = self.contestants[name]
+                each = 10 * turns_each if name == WIRE else turns_each  # or it were a few ticks of its clock
                 await self.talk(contestant, min(users, 8), 1)  # it may have waited for minutes
-                answered, seconds, cpu = await self.cost(contestant, self.talk(contestant, users, each))
-                self.results.add(f"turns a second, {users} clients", contestant.name, len(answered) / seconds)
-                self.results.add(f"CPU ms per turn, {users} clients", contestant.name, cpu / len(answered) * 1000)
-                self._add_pieces(f"{users} clients", contestant, answered)
-                if users == 1 and contestant.name != BARE:
+                await self.cost(contestant, self.talk(contestant, users, each), samples[name])
+            for name, sample in samples.items():
+                answered = sample.answered
+                self.results.add(f"turns a second, {users} clients", name, len(answered) / sample.seconds)
+                self.results.add(f"CPU ms per turn, {users} clients", name, sample.cpu_ms_each)
+                self._add_pieces(f"{users} clients", name, answered)
+                if users == 1 and name != BARE:
                     waits = [answer.first_delta_at - answer.asked_at for answer in answered]
-                    self.results.add("ms to the first delta, 1 client, p50", contestant.name, median(waits) * 1000)
+                    self.results.add("ms to the first delta, 1 client, p50", name, median(waits) * 1000)
 
     async def long_turns(self) -> None:
         """In threads of their own, so that no long answer is part of another one's cost."""
         longest = self.sizes.long_turns[-1][0]  # which says what a delta costs as an answer grows
         for deltas, turns_each in self.sizes.long_turns:
-            for contestant in self.contestants_in_turn(*([OURS] if deltas == longest else [OURS, MEMORY, BARE])):
-                kept = self.users.get(contestant.name, [])
-                if contestant.name != BARE:
-                    self.users[contestant.name] = await self.open_users(contestant, 4)
+            samples = defaultdict[str, Sample](Sample)
+            for name in self.there_and_back(*([OURS] if deltas == longest else [OURS, MEMORY, BARE])):
+                contestant, kept = self.contestants[name], self.users.get(name, [])
+                if name != BARE:
+                    self.users[name] = await self.open_users(contestant, 4)
                 self.upstream.script = Script(deltas=deltas)
-                answered, _, cpu = await self.cost(contestant, self.talk(contestant, 4, turns_each, items=3))
+                await self.cost(contestant, self.talk(contestant, 4, turns_each, items=3), samples[name])
+                if name != BARE:
+                    hang_up(self.users[name])
+                    self.users[name] = kept
+            for name, sample in samples.items():
                 load = f"{deltas} deltas, 4 clients"
-                self.results.add(f"CPU ms per turn of {load}", contestant.name, cpu / len(answered) * 1000)
-                self._add_pieces(load, contestant, answered)
-                if contestant.name != BARE:
-                    hang_up(self.users[contestant.name])
-                    self.users[contestant.name] = kept
+                self.results.add(f"CPU ms per turn of {load}", name, sample.cpu_ms_each)
+                self._add_pieces(load, name, sample.answered)
 
     async def paced(self) -> None:
         """Streams of 20 deltas a second: each user says two things, and the first is not counted."""
         self.upstream.script = script = Script(gap_seconds=0.05)
         for users in self.sizes.paced:
-            for contestant in self.contestants_in_turn(OURS, MEMORY, BARE):
-                answered, _, cpu = await self.cost(contestant, self.talk(contestant, users, 2, stagger_seconds=2.5))
-                counted = answered[1::2]
+            for name in self.in_turn(OURS, MEMORY, BARE):
+                contestant, sample = self.contestants[name], Sample()
+                await self.cost(contestant, self.talk(contestant, users, 2, stagger_seconds=2.5), sample)
+                counted = sample.answered[1::2]
                 load = f"{users} streams of 20 deltas/s"
-                self.results.add(f"CPU ms per turn, {load}", contestant.name, cpu / len(answered) * 1000)
-                if contestant.name == BARE:
+                self.results.add(f"CPU ms per turn, {load}", name, sample.cpu_ms_each)
+                if name == BARE:
                     continue
                 waits = [answer.first_delta_at - answer.asked_at for answer in counted]
-                self._add_waits(f"to the first delta, {load}", contestant, waits)
+                self._add_waits(f"to the first delta, {load}", name, waits)
                 lasted = script.deltas * script.gap_seconds
                 late = [answer.ended_at - answer.asked_at - lasted for answer in counted]
-                self._add_waits(f"added to a whole answer, {load}", contestant, late)
-                self._add_pieces(load, contestant, answered)
+                self._add_waits(f"added to a whole answer, {load}", name, late)
+                self._add_pieces(load, name, sample.answered)
 
-    def _add_pieces(self, load: str, contestant: Contestant, answered: list[Answer]) -> None:
+    def _add_pieces(self, load: str, name: str, answered: list[Answer]) -> None:
         """In how many pieces an answer's text came: a process that is behind may join them."""
-        if contestant.name not in (BARE, WIRE):
+        if name not in (BARE, WIRE):
             pieces = sum(answer.pieces for answer in answered) / len(answered)
-            self.results.add(f"pieces of an answer, {load}", contestant.name, pieces)
+            self.results.add(f"pieces of an answer, {load}", name, pieces)
 
-    def _add_waits(self, what: str, contestant: Contestant, waits: list[float]) -> None:
+    def _add_waits(self, what: str, name: str, waits: list[float]) -> None:
         """The stand-in waits for nothing but its pauses, so that all time beside them was added to it."""
         waits = sorted(waits)
-        self.results.add(f"ms {what}, p50", contestant.name, waits[len(waits) // 2] * 1000)
-        self.results.add(f"ms {what}, p99", contestant.name, waits[len(waits) * 99 // 100] * 1000)
+        self.results.add(f"ms {what}, p50", name, waits[len(waits) // 2] * 1000)
+        self.results.add(f"ms {what}, p99", name, waits[len(waits) * 99 // 100] * 1000)
 
     # --- requests that do not stream ------------------------------------------------------------------------------
 
     async def requests(self) -> None:
         for operation in ("threads.list", "threads.get_by_id", "threads.update"):
-            for contestant in self.contestants_in_turn(OURS, MEMORY, SQLITE):
-                asking = asyncio.gather(*[self._ask(user, operation) for user in self.users[contestant.name][:8]])
-                _, seconds, cpu = await self.cost(contestant, asking)
-                self.results.add(f"{operation} a second", contestant.name, self.sizes.requests / seconds)
-                name = f"CPU ms per {operation}"
-                self.results.add(name, contestant.name, cpu / self.sizes.requests * 1000)
+            samples = defaultdict[str, Sample](Sample)
+            for name in self.there_and_back(OURS, MEMORY, SQLITE):
+                asking = self._ask(self.users[name][:8], operation)
+                await self.cost(self.contestants[name], asking, samples[name])
+            for name, sample in samples.items():
+                self.results.add(f"{operation} a second", name, len(sample.answered) / sample.seconds)
+                self.results.add(f"CPU ms per {operation}", name, sample.cpu_ms_each)
 
-    async def _ask(self, user: Client, operation: str) -> None:
-        """Have one of eight users send its part of the requests."""
-        params = {} if operation == "threads.list" else {"thread_id": user.thread_id}
-        for _ in range(self.sizes.requests // 8):
+    async def _ask(self, users: list[Client], operation: str) -> list[Answer]:
+        """Have users send so many requests each."""
+
+        async def one(user: Client) -> Answer:
             if operation == "threads.update":
-                await user.rename(marker())  # another one each time, or there is nothing to store
-            else:
-                answer = await user.connection.send(operation, params)
-                created = 20 if operation == "threads.list" else 21  # a page of threads; a thread and a page of items
-                assert answer.body.count(b'"created_at"') == created, f"half a page: {answer.body.decode()}"
+                return await user.rename(marker())  # another one each time, or there is nothing to store
+            params = {} if operation == "threads.list" else {"thread_id": user.thread_id}
+            answer = await user.connection.send(operation, params)
+            created = 20 if operation == "threads.list" else 21  # a page of threads; a thread and a page of items
+            assert answer.body.count(b'"created_at"') == created, f"half a page: {answer.body.decode()}"
+            return answer
+
+        async def all_of(user: Client) -> list[Answer]:
+            return [await one(user) for _ in range(self.sizes.requests_each)]
+
+        answered = await asyncio.gather(*map(all_of, users))
+        return [each for answers in answered for each in answers]
 
     # --- memory, start, workers -----------------------------------------------------------------------------------
 
@@ -338,25 +369,33 @@ class Bench:
 
     async def start_up(self) -> None:
         """From the process's start to its first whole answer; what it holds after that, and while nobody has asked."""
-        for name in (OURS, MEMORY):  # once uncounted: what was read minutes ago may be out of memory again
-            async with self.start(name):
-                pass
-        for name in self.in_turn(OURS, MEMORY):
-            self.upstream.script = Script(deltas=1)
-            begin = clock()
-            async with self.start(name) as contestant:
-                client = await Client.open(contestant.port, self.upstream.script)
-                self.results.add("ms from start to first answer", name, (clock() - begin) * 1000)
-                await asyncio.sleep(1)
-                self.results.add("memory after the first answer, MB", name, contestant.resident_bytes() / 1e6)
-                client.connection.close()
-            async with self.start(name) as contestant:
-                await asyncio.sleep(2)  # so that it has started, whatever it does behind the scenes
-                self.results.add("idle memory, MB", name, contestant.resident_bytes() / 1e6)
-        imported = await self.direct(program="imported.py")
-        self.results.add("ms from start to first answer", "import", imported["seconds"] * 1000)
-        for figure in ("memory after the first answer, MB", "idle memory, MB"):
-            self.results.add(figure, "import", imported["pages"] * PAGE_BYTES / 1e6)
+        for name in (OURS, MEMORY, IMPORT):  # once uncounted: what was read minutes ago may be out of memory again
+            await self._start_up(name)
+        samples = defaultdict[str, list[tuple[float, ...]]](list)
+        for name in self.there_and_back(OURS, MEMORY, IMPORT):
+            samples[name].append(await self._start_up(name))
+        figures = ("ms from start to first answer", "memory after the first answer, MB", "idle memory, MB")
+        for name, both in samples.items():
+            for figure, values in zip(figures, zip(*both, strict=True), strict=True):
+                self.results.add(figure, name, mean(values))
+
+    async def _start_up(self, name: str) -> tuple[float, ...]:
+        """Return a sample of each figure; the process that only imports is one at all times."""
+        if name == IMPORT:
+            imported = await self.direct(program="imported.py")
+            megabytes = imported["pages"] * PAGE_BYTES / 1e6
+            return imported["seconds"] * 1000, megabytes, megabytes
+        self.upstream.script = Script(deltas=1)
+        begin = clock()
+        async with self.start(name) as contestant:
+            client = await Client.open(contestant.port, self.upstream.script)
+            milliseconds = (clock() - begin) * 1000
+            await asyncio.sleep(1)
+            answered = contestant.resident_bytes() / 1e6
+            client.connection.close()
+        async with self.start(name) as contestant:
+            await asyncio.sleep(2)  # so that it has started, whatever it does behind the scenes
+            return milliseconds, answered, contestant.resident_bytes() / 1e6
 
     async def workers(self) -> None:
         """One process and two, on all cores."""
@@ -367,7 +406,7 @@ class Bench:
                 self.upstream.script = Script()
                 await self.talk(contestant, 32, 1)
                 begin = clock()
-                answered = await self.talk(contestant, 32, self.sizes.turns_each[1])
+                answered = await self.talk(contestant, 32, 4)
                 self.results.add(
                     "turns a second, all cores, which the load uses too", name, len(answered) / (clock() - begin)
                 )
@@ -414,10 +453,9 @@ class Bench:
         for kind, name in (("together", OURS), ("each", "a commit each")):
             self.results.add("durable writes a second, 64 writers", name, wrote[kind])
             self.results.add("ms for a durable write, 64 writers, p99", name, wrote[f"{kind}_p99"])
+        read = await self.direct("page", self.directory, many, few)
         for items in (many, few):
-            await self.direct("page", self.directory / f"{items}.db", items)  # uncounted, as in `start_up`
-            read = await self.direct("page", self.directory / f"{items}.db", items)
-            self.results.add("CPU µs per page of 20 items", f"{items} items", read["microseconds"])
+            self.results.add("CPU µs per page of 20 items", f"{items} items", read[str(items)])
         verified = await self.direct("tokens")
         for algorithm in ("EdDSA", "ES256", "RS256"):
             name = f"CPU µs per token, {algorithm}"

@@ -328,9 +328,10 @@ class Client:
         await client.rename("A title of the user's")
         return client
 
-    async def rename(self, title: str) -> None:
+    async def rename(self, title: str) -> Answer:
         answer = await self.connection.send("threads.update", {"thread_id": self.thread_id, "title": title})
         assert title.encode() in answer.body, f"not renamed: {answer.body.decode()}"
+        return answer
 
     async def say(self, text: str, script: Script) -> Answer:
         """Return the answer, which is the script's, or raise."""

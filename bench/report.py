@@ -47,7 +47,8 @@ model as openai's client does by itself, 100; ours as many as it has turns. 21 i
 new message among them; in those of 4 clients 3, and two more with each that follows. A *silent stream* is an answer
 whose model has stopped after its first word; 1000 are opened, and the second half of them is what is counted. Pages of
 items come from files that are in memory. *Pieces* are the deltas in which a text comes: a process that is behind may
-join them."""
+join them. Of turns at 1, 4 and 32 clients, requests and starts a sample is taken in two halves, around those of the
+others; the samples are in [samples.json](samples.json)."""
 
 MAX_KB_ABOVE_BARE = 60
 LONG_TURNS = 3

@@ -1,9 +1,9 @@
 """Measures the service beside what people would use instead: `python3 bench/run.py [--quick] [--only GROUP,…]`.
 
 It makes a virtual environment with the locked packages and those of bench/requirements.lock, pins what is measured to
-one core and the load to another, prints a table, and, when everything was measured in full, writes bench/RESULTS.md,
-which says too what of the full run before it was found again. It runs on Linux with two cores or more; everything in
-full takes about 45 minutes, and wants a machine that does nothing else.
+one core and the load to another, prints a table, and, when everything was measured in full, writes bench/RESULTS.md
+and bench/samples.json. Where those are of the same code already, it says what was found again. It runs on Linux with
+two cores or more; everything in full takes about an hour, and wants a machine that does nothing else.
 """
 
 import argparse
@@ -20,14 +20,15 @@ from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
 ENVIRONMENT = BENCH.parent / ".venv-bench"
-LAST_RUN = ENVIRONMENT / "results.json"
+SAMPLES = BENCH / "samples.json"
+NOT_MEASURED = [":!*.md", f":!bench/{SAMPLES.name}"]
 ROUNDS = 5
 """Fewer are nothing to quote."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="little of everything, in seven minutes: nothing to quote")
+    parser.add_argument("--quick", action="store_true", help="little of everything, in ten minutes: nothing to quote")
     parser.add_argument(
         "--only", default="", help="some alone: turns,long,paced,requests,silent,start,workers,store,endurance"
     )
@@ -100,11 +101,11 @@ async def measure(options: argparse.Namespace) -> None:
         remark = f"A look at {options.only or 'all'}, nothing to quote." if is_look else ""
         print(report(results, minutes, commit=commit, remark=remark))
     if not is_look:
-        runs = json.loads(LAST_RUN.read_text()) if LAST_RUN.exists() else {}
+        runs = json.loads(SAMPLES.read_text()) if SAMPLES.exists() else {}
         before = Results(runs[commit]) if commit in runs else None
         page = report(results, minutes, commit=commit, before=before)
         (BENCH / "RESULTS.md").write_text(page, encoding="utf-8")
-        LAST_RUN.write_text(json.dumps({commit: results.samples}))
+        SAMPLES.write_text(json.dumps({commit: results.samples}) + "\n")
 
 
 def commit_of(root: Path) -> str:
@@ -114,8 +115,8 @@ def commit_of(root: Path) -> str:
         return subprocess.check_output(["git", "-C", root, *arguments], stderr=subprocess.DEVNULL, text=True).strip()
 
     try:
-        changed = git("status", "--porcelain", "--", ".", ":!bench/RESULTS.md")
-        return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+        changed = git("status", "--porcelain", "--", ".", *NOT_MEASURED)
+        return git("log", "-1", "--format=%h", "--", ".", *NOT_MEASURED) + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -24,9 +24,11 @@ def direct(*arguments: object) -> dict[str, float]:
 def test_what_is_measured_without_http_runs(tmp_path: Path) -> None:
     writes = direct("writes", tmp_path / "writes.db", 2)
     assert writes.keys() == {"together", "together_p99", "each", "each_p99"}
-    direct_build = [sys.executable, str(BENCH / "direct.py"), "build", str(tmp_path / "items.db"), "1000"]
-    subprocess.run(direct_build, check=True, capture_output=True)
-    assert direct("page", tmp_path / "items.db", 1000)["microseconds"] > 0
+    for items in (100, 1000):
+        direct("build", tmp_path / f"{items}.db", items)
+    pages = direct("page", tmp_path, 100, 1000)
+    assert pages.keys() == {"100", "1000"}
+    assert all(pages.values())
     imported = subprocess.run([sys.executable, str(BENCH / "imported.py")], check=True, capture_output=True)
     assert json.loads(imported.stdout)["pages"] > 1000
 
@@ -146,3 +148,24 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+def test_a_run_is_of_the_code_and_not_of_what_was_written_about_it(tmp_path: Path) -> None:
+    from run import commit_of
+
+    def commit(name: str) -> str:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+        author = ["-c", "user.name=Me", "-c", "user.email=me@example.com"]
+        subprocess.run(["git", "add", "."], check=True, cwd=tmp_path)
+        subprocess.run(["git", *author, "commit", "--quiet", "--message", name], check=True, cwd=tmp_path)
+        return commit_of(tmp_path)
+
+    assert commit_of(tmp_path) == "unknown"
+    subprocess.run(["git", "init", "--quiet", "."], check=True, cwd=tmp_path)
+    measured = commit("app.py")
+    assert commit("bench/samples.json") == measured
+    assert commit("bench/RESULTS.md") == measured
+    (tmp_path / "app.py").write_text("another")
+    assert commit_of(tmp_path) == f"{measured} with changes"
+    assert commit("store.py") not in (measured, f"{measured} with changes")
