@@ -28,7 +28,7 @@ ROUNDS = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="little of everything, in ten minutes: nothing to quote")
+    parser.add_argument("--quick", action="store_true", help="little of everything, in seven minutes: nothing to quote")
     parser.add_argument(
         "--only", default="", help="some alone: turns,long,paced,requests,silent,start,workers,store,endurance"
     )
