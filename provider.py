@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Any
 
 import httpx2
@@ -179,13 +180,16 @@ def _with_an_object(item: Any) -> Any:
 
 
 def _mended(value: Any) -> Any:
+    """Return the value with its texts mended; itself where there is nothing to mend, as a run holds it to its end."""
     match value:
         case str():
             return mended(value)
         case list():
-            return [_mended(each) for each in value]
+            items = [_mended(each) for each in value]
+            return value if all(map(is_, items, value)) else items
         case dict():
-            return {name: _mended(each) for name, each in value.items()}
+            fields = {name: _mended(each) for name, each in value.items()}
+            return value if all(map(is_, fields.values(), value.values())) else fields
     return value
 
 

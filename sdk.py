@@ -1,6 +1,7 @@
 """Gaps of the SDKs that can only be closed inside them. Each names the version that has it, so that it can go."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -72,13 +73,45 @@ class _AwareDatetime(datetime):
         return datetime.now(tz or UTC)
 
 
+class _Waiting:
+    """As much of an unbounded `asyncio.Queue` as is used here, by one reader.
+
+    That has four deques, and ChatKit 1.6.5 copies one for each turn, which keeps them to its end: 3 KB.
+    """
+
+    __slots__ = ("_items", "_news")
+
+    def __init__(self) -> None:
+        self._items = deque[Any]()
+        self._news: asyncio.Future[None] | None = None
+
+    async def put(self, item: Any) -> None:
+        self.put_nowait(item)
+
+    def put_nowait(self, item: Any) -> None:
+        self._items.append(item)
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def get(self) -> Any:
+        while not self._items:
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        return self._items.popleft()
+
+    def get_nowait(self) -> Any:
+        if not self._items:
+            raise asyncio.QueueEmpty
+        return self._items.popleft()
+
+
 async def _merge(events: AsyncIterator[Any], queue: Any) -> AsyncIterator[Any]:
     """Yield the run's events and what its tools stream, in the order in which they came.
 
     ChatKit 1.6.5 makes two tasks for every event, and leaves the last ones behind when it is cancelled. Here one task
     puts the run's events into the tools' queue.
     """
-    waiting: asyncio.Queue[Any] = queue.queue
+    waiting: _Waiting = queue.queue
     pump = asyncio.create_task(_pump(events, waiting), name="run events")
     try:
         while not isinstance(item := await waiting.get(), _RunEnded):
@@ -115,7 +148,7 @@ class _FromRun:
 class _RunEnded: ...
 
 
-async def _pump(events: AsyncIterator[Any], waiting: asyncio.Queue[Any]) -> None:
+async def _pump(events: AsyncIterator[Any], waiting: _Waiting) -> None:
     try:
         async for event in events:
             waiting.put_nowait(_FromRun(event))
@@ -137,7 +170,7 @@ async def stream_agent_response(
     if isinstance(context, StreamedContext) and context.begins():
         context.store = cast(Any, _NothingBefore(context))
     else:
-        context._events = asyncio.Queue()
+        context._events = cast(Any, _Waiting())
     options = {} if converter is None else {"converter": converter}
     recorded = context.recorded(result) if isinstance(context, StreamedContext) else OwnIds(result)
     try:
@@ -190,6 +223,7 @@ class StreamedContext(AgentContext[RequestContext]):
     and its client would see them twice.
     """
 
+    _events: Any = PrivateAttr(default_factory=_Waiting)
     _announced: dict[int, ThreadItem] = PrivateAttr(default_factory=dict)
     _is_prepared: bool = PrivateAttr(default=False)
 
@@ -308,7 +342,11 @@ def mended(text: str) -> str:
 
     (JSON carries them, UTF-8 does not: such a text can be neither sent nor stored.)
     """
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class _ToolCall:
