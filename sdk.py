@@ -79,11 +79,14 @@ class _Waiting:
     That has four deques, and ChatKit 1.6.5 copies one for each turn, which keeps them to its end: 3 KB.
     """
 
-    __slots__ = ("_items", "_news")
+    __slots__ = ("_items", "_news", "around", "is_over")
 
-    def __init__(self) -> None:
+    def __init__(self, around: Any = None) -> None:
         self._items = deque[Any]()
         self._news: asyncio.Future[None] | None = None
+        self.around = around
+        """The queue that was there when this one's run began inside another run, or inside an action's handler."""
+        self.is_over = False
 
     async def put(self, item: Any) -> None:
         self.put_nowait(item)
@@ -120,11 +123,10 @@ async def _merge(events: AsyncIterator[Any], queue: Any) -> AsyncIterator[Any]:
                     item.event.do()
                 else:
                     yield item.event
-            elif isinstance(item, chatkit.agents._QueueCompleteSentinel):
-                queue.completed = True
-            else:
+            elif not isinstance(item, chatkit.agents._QueueCompleteSentinel):  # ChatKit may mean another run's queue
                 yield chatkit.agents._EventWrapper(item)
         await pump
+        waiting.put_nowait(chatkit.agents._QueueCompleteSentinel())
     finally:
         pump.cancel()
         await asyncio.wait({pump})
@@ -164,13 +166,15 @@ async def stream_agent_response(
 ) -> AsyncGenerator[ThreadStreamEvent, None]:
     """Do as ChatKit's function of this name, for a run inside an action's handler too.
 
-    ChatKit 1.6.5 has the handler's events and the run's read from one queue, each taking what is the other's.
+    ChatKit 1.6.5 has the handler's events and the run's read from one queue, each taking what is the other's. Several
+    runs may go on at once inside another, and end in any order: what is streamed goes to the last that still runs.
     """
-    around, store = context._events, context.store
+    store = context.store
     if isinstance(context, StreamedContext) and context.begins():
         context.store = cast(Any, _NothingBefore(context))
     else:
-        context._events = cast(Any, _Waiting())
+        context._events = cast(Any, _Waiting(context._events))
+    own: Any = context._events
     options = {} if converter is None else {"converter": converter}
     recorded = context.recorded(result) if isinstance(context, StreamedContext) else OwnIds(result)
     try:
@@ -178,7 +182,11 @@ async def stream_agent_response(
             async for event in events:
                 yield context.as_streamed(event) if isinstance(context, StreamedContext) else event
     finally:
-        context._events, context.store = around, store
+        context.store = store
+        if own.around is not None:
+            own.is_over = True
+        while getattr(context._events, "is_over", False):
+            context._events = cast(Any, context._events).around
 
 
 class _NothingBefore:
@@ -342,6 +350,8 @@ def mended(text: str) -> str:
 
     (JSON carries them, UTF-8 does not: such a text can be neither sent nor stored.)
     """
+    if text.isascii():  # a file, say, which encoding would copy
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:

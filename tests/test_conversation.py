@@ -372,6 +372,21 @@ def test_a_tool_may_run_an_agent_with_the_context_of_its_own_run(tmp_path: Path,
     assert "events of advice" in json.dumps(model.asked[-1].body["input"])
 
 
+@pytest.mark.parametrize("waits", [(0, 0.5), (0.5, 0)])
+def test_tools_may_run_agents_at_the_same_time_which_end_in_any_order(
+    tmp_path: Path, model: StandIn, waits: tuple[float, float]
+) -> None:
+    model.will(Call("consult"), Call("consult", call_id="call_2"))
+    for seconds in waits:
+        model.will(Wait(seconds), Say("Sound advice."))
+    model.will(Call("show_widget", call_id="call_3"))
+    model.will(Say("I was advised."))
+    with service(**probing(model, tmp_path / "chatkit.db", TURN_TIMEOUT_SECONDS="20")) as client:
+        events = client.create("Ask for advice twice")
+    assert not errors_of(events)
+    assert [item["type"] for item in fold(events)] == ["user_message", "widget", "assistant_message"]
+
+
 def test_a_users_title_is_kept_when_the_models_comes_in_the_midst_of_the_turn(client: Client, model: StandIn) -> None:
     model.title = Wait(1)
     model.will(Wait(2), Call("lock", {"kind": "locked"}))
