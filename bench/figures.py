@@ -353,19 +353,22 @@ class Bench:
             for first in (0, half):
                 answers = self.upstream.answers
                 talking.add(asyncio.create_task(self.talk(contestant, half, 1, items=3, first=first)))
-                while self.upstream.answers < answers + half:
+                while self.upstream.answers < answers + half or not self._all_are_answering(name, first + half):
                     assert not any(each.done() for each in talking), talking
                     await asyncio.sleep(0.05)
                 await asyncio.sleep(2)  # for what follows the first delta: checkpoints are written each half second
                 assert not any(each.done() for each in talking), talking
                 held.append(contestant.memory_bytes())
-            assert all(user.connection.is_answering for user in self.users[name])
+            assert self._all_are_answering(name, 2 * half)
         finally:
             for each in talking:
                 each.cancel()
             await asyncio.wait(talking)
         self.results.add("KB per silent stream", name, (held[1] - held[0]) / half / 1000)
         self.results.add(f"MB with {silent} silent streams", name, held[1] / 1e6)
+
+    def _all_are_answering(self, name: str, users: int) -> bool:
+        return all(user.connection.is_answering for user in self.users[name][:users])
 
     async def start_up(self) -> None:
         """From the process's start to its first whole answer; what it holds after that, and while nobody has asked."""

@@ -46,7 +46,7 @@ async def test_a_cancelled_merge_leaves_no_task_behind() -> None:
         await asyncio.sleep(3600)
 
     async def read() -> None:
-        queue = chatkit.agents._AsyncQueueIterator(asyncio.Queue())
+        queue = chatkit.agents._AsyncQueueIterator(sdk._Waiting())
         async for _ in chatkit.agents._merge_generators(endless(), queue):
             pass
 
@@ -60,7 +60,7 @@ async def test_a_cancelled_merge_leaves_no_task_behind() -> None:
 
 @pytest.mark.anyio
 async def test_a_merge_keeps_the_order_and_raises_what_a_source_raises() -> None:
-    queue: asyncio.Queue = asyncio.Queue()
+    queue = sdk._Waiting()
 
     async def run():
         yield 1
@@ -84,7 +84,7 @@ async def test_what_a_source_raises_while_a_merge_is_closed_is_not_logged(caplog
         finally:
             raise RuntimeError("SENTINEL")
 
-    merged = chatkit.agents._merge_generators(run(), chatkit.agents._AsyncQueueIterator(asyncio.Queue()))
+    merged = chatkit.agents._merge_generators(run(), chatkit.agents._AsyncQueueIterator(sdk._Waiting()))
     await anext(merged)
     await merged.aclose()
     del merged
