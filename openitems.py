@@ -89,6 +89,11 @@ class OpenItems:
     def has_unsaved(self) -> bool:
         return bool(self._unsaved)
 
+    @property
+    def has_placed(self) -> bool:
+        """Whether there was a checkpoint of anything yet."""
+        return bool(self._placed)
+
     def take_unsaved(self) -> list[ThreadItem]:
         """Return, for a checkpoint, what has changed since the last one."""
         return self._take([item for item in self._items.values() if item.id in self._unsaved])

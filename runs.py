@@ -39,7 +39,6 @@ from conversations import ConversationStore, StoreUnavailable, Usage, is_hidden
 from failures import NoAnswer
 from history import HistoryConverter, RecordingContext, load_history, workflow_to_go_on
 from leases import RETRY_SECONDS
-from openitems import finished
 from provider import Counted, model_name, with_reasoning_kept
 from sdk import StreamedContext, stream_agent_response
 from telemetry import note_first_token
@@ -83,7 +82,7 @@ class AgentRuns:
     ) -> Events:
         """Yield the agent's answer to the thread as it is stored, with the message that may just have been added.
 
-        Anew, it takes the place of all that came after the message: that is deleted once there is something of it.
+        Anew, it takes the place of all that came after the message: that is deleted once something of it is stored.
         """
         superseded = await self._newest_after(message, context) if anew and message else None
         async with self._tool_servers.for_turn(context) as servers:
@@ -92,10 +91,10 @@ class AgentRuns:
                 agent = await with_tools_of(servers, agent, self.agent_context(thread, context))
             async with aclosing(self._run(agent, thread, message, context, anew=anew)) as events:
                 async for event in events:
-                    if superseded and message and _is_kept(event):
+                    yield event
+                    if superseded and message and await self._turns.keep(thread.id):
                         await self._store.delete_items_after(thread.id, message.id, context, until=superseded)
                         superseded = None
-                    yield event
 
     async def _newest_after(self, message: UserMessageItem, context: RequestContext) -> str | None:
         """Return the id of the thread's newest item; None where that is the message itself."""
@@ -223,13 +222,6 @@ def _unsaid_or_none(run: RunResultBase) -> str | None:
     if not text.strip():
         raise NoAnswer
     return text
-
-
-def _is_kept(event: ThreadStreamEvent) -> bool:
-    """Whether something of the turn is stored from this event on, whatever becomes of it."""
-    if isinstance(event, ThreadItemAddedEvent):
-        return finished(event.item) is not None
-    return isinstance(event, ThreadItemUpdatedEvent | ThreadItemDoneEvent | ThreadItemReplacedEvent)
 
 
 def _is_shown(event: ThreadStreamEvent) -> bool:

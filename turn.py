@@ -115,6 +115,11 @@ class Turn(StreamingResult):
 
     # --- the outside ----------------------------------------------------------------------------------------------
 
+    @property
+    def has_kept(self) -> bool:
+        """Whether something of it is stored, whatever becomes of it."""
+        return self._has_stored or self.open_items.has_placed
+
     def stop(self, reason: Stopped) -> None:
         """Cancel the turn; it stores what it has shown. Only the first call does anything, and none at its end."""
         if self.stopped is None and not self._ending:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import anyio
 from chatkit.store import NotFoundError
-from chatkit.types import ThreadItem, ThreadMetadata
+from chatkit.types import ThreadMetadata
 
 from context import RequestContext
 from conversations import NO_QUOTA, ConversationStore, LeaseLost, Quota, QuotaExceeded, StoreUnavailable
@@ -35,6 +35,8 @@ class Turns:
         self._beside: set[asyncio.Task[None]] = set()
         self._writing: set[asyncio.Task[None]] = set()
         self._live: dict[str, Turn] = {}
+        self._work: dict[Turn | None, asyncio.Task[None]] = {}
+        """Checkpoints that are being written; None: the renewal."""
         self._renewed_at = 0.0
 
     @classmethod
@@ -139,7 +141,7 @@ class Turns:
     async def _keep(self) -> None:
         """Write each turn's checkpoints one after the other, and renew all leases, whatever any of these waits for."""
         clock = asyncio.get_running_loop().time
-        work: dict[Turn | None, asyncio.Task[None]] = {}  # None: the renewal
+        work = self._work
         try:
             while True:
                 await asyncio.sleep(CHECKPOINT_SECONDS)
@@ -156,15 +158,29 @@ class Turns:
             for task in work.values():
                 task.cancel()
 
-    async def _checkpoint(self, turn: Turn) -> None:
-        items: list[ThreadItem] = []
+    async def keep(self, thread_id: str) -> bool:
+        """Store what the thread's turn has open, now; return whether something of the turn is stored."""
+        turn = self._live[thread_id]
+        if (writing := self._work.get(turn)) is not None:
+            await asyncio.wait({writing})
+        await self._save_open_items(turn)
+        return turn.has_kept
+
+    async def _save_open_items(self, turn: Turn) -> None:
+        items = turn.open_items.take_unsaved()
         try:
-            if items := turn.open_items.take_unsaved():
+            if items:
                 await self._store.save_checkpoints(turn.thread.id, items, turn.context)
+        except StoreUnavailable:
+            turn.open_items.give_back(items)
+            raise
+
+    async def _checkpoint(self, turn: Turn) -> None:
+        try:
+            await self._save_open_items(turn)
         except (LeaseLost, NotFoundError):
             pass  # its next write, or the next renewal, ends the turn
         except StoreUnavailable:
-            turn.open_items.give_back(items)
             raise
         except Exception as error:  # what one turn shows must not end the keeping of all
             log_failure(log, f"what is open on thread {turn.thread.id} could not be kept", error)

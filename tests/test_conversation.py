@@ -429,10 +429,13 @@ def test_an_answer_is_kept_when_its_retry_is_stopped_before_a_word(client: Clien
     assert "stopped before its end" not in json.dumps(model.asked[-1].body["input"]), "the old answer is whole"
 
 
-def test_an_answer_is_kept_when_its_retry_is_stopped_before_a_thought(client: Client, model: StandIn) -> None:
+@pytest.mark.parametrize("step", [Reason(""), Begin("")])
+def test_an_answer_is_kept_when_its_retry_is_stopped_while_it_shows_nothing(
+    client: Client, model: StandIn, step: Step
+) -> None:
     events = client.create("Hello")
     before = client.items(thread_of(events))
-    model.otherwise = [Reason(""), Hang()]
+    model.otherwise = [step, Hang()]
     params = {"thread_id": thread_of(events), "item_id": before[0]["id"]}
     with client.streaming("threads.retry_after_item", params) as stream:
         eventually(lambda: next(stream)["type"] == "thread.item.added")

@@ -447,6 +447,20 @@ def test_workers_whose_supervisor_is_killed_end_well_and_let_the_port_go(
     assert rows(database, "SELECT * FROM leases") == []
 
 
+def test_a_process_killed_while_it_answers_again_leaves_one_of_both_answers(
+    model: StandIn, either: Database, tmp_path: Path
+) -> None:
+    with process(tmp_path, **probing(model, **either.environ)) as running:
+        thread_id = thread_of(running.create())
+        params = {"thread_id": thread_id, "item_id": running.items(thread_id)[0]["id"]}
+        model.otherwise = [Begin("Another"), Hang()]
+        with Stream(running.url, "threads.retry_after_item", params) as stream:
+            stream.read_until(seen_text("Another"))
+            running.kill()
+    left = str(either.query("SELECT body FROM @items") + either.query("SELECT body FROM @checkpoints"))
+    assert "Hello from the stand-in." in left or "Another" in left
+
+
 # --- two turns for one thread -------------------------------------------------------------------------------------
 
 
