@@ -178,8 +178,10 @@ class ConversationStore(Store[RequestContext]):
         """
 
     @abstractmethod
-    async def delete_items_after(self, thread_id: str, item_id: str, context: RequestContext, *, until: str) -> None:
-        """Delete all that came after the item, up to the one with the id `until`, at once."""
+    async def delete_items_after(
+        self, thread_id: str, item_id: str, context: RequestContext, *, until: str, keeping: Collection[str] = ()
+    ) -> None:
+        """Delete at once all after the item, up to the one with the id `until`, but not those in `keeping`."""
 
     @abstractmethod
     async def name_thread(self, thread_id: str, title: str, context: RequestContext) -> bool:

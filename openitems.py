@@ -1,7 +1,7 @@
 """The items that a turn has begun to show and not yet finished, as its client sees them now."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -90,9 +90,9 @@ class OpenItems:
         return bool(self._unsaved)
 
     @property
-    def has_placed(self) -> bool:
-        """Whether there was a checkpoint of anything yet."""
-        return bool(self._placed)
+    def placed(self) -> Set[str]:
+        """The ids of the items of which there was a checkpoint yet."""
+        return self._placed
 
     def take_unsaved(self) -> list[ThreadItem]:
         """Return, for a checkpoint, what has changed since the last one."""

@@ -6,7 +6,7 @@ the user. Locks are taken in this order: user, thread, attachment. All times are
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Self
 
 from chatkit.store import NotFoundError
@@ -246,15 +246,18 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
 
         await self._write(write, queue=thread_id)
 
-    async def delete_items_after(self, thread_id: str, item_id: str, context: RequestContext, *, until: str) -> None:
+    async def delete_items_after(
+        self, thread_id: str, item_id: str, context: RequestContext, *, until: str, keeping: Collection[str] = ()
+    ) -> None:
         async def write(db: Session) -> None:
             await require_lease(db, thread_id, context)
             this = "SELECT seq FROM @items WHERE id = %s AND thread_id = %s AND user_id = %s"
             seq, last = [await _after_seq(db, each, this, thread_id, context.user_id) for each in (item_id, until)]
-            await _delete_attachments_of(db, "(seq > %s AND seq <= %s)", (seq, last), thread_id, context)
+            these, which = "(seq > %s AND seq <= %s AND id <> ALL (%s::text[]))", (seq, last, [*keeping])
+            await _delete_attachments_of(db, these, which, thread_id, context)
             await db.execute(
-                "DELETE FROM @items WHERE thread_id = %s AND user_id = %s AND seq > %s AND seq <= %s",
-                (thread_id, context.user_id, seq, last),
+                f"DELETE FROM @items WHERE thread_id = %s AND user_id = %s AND {these}",
+                (thread_id, context.user_id, *which),
             )
 
         await self._write(write, queue=thread_id)
@@ -317,7 +320,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
 
 
 async def _delete_attachments_of(
-    db: Session, condition: str, which: Sequence[str | int], thread_id: str, context: RequestContext
+    db: Session, condition: str, which: Sequence[Any], thread_id: str, context: RequestContext
 ) -> None:
     """Delete the thread's files of the items that are about to be deleted, unless an item that stays has them too."""
     columns = "thread_id, user_id, seq, id, type, body"

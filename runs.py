@@ -82,7 +82,8 @@ class AgentRuns:
     ) -> Events:
         """Yield the agent's answer to the thread as it is stored, with the message that may just have been added.
 
-        Anew, it takes the place of all that came after the message: that is deleted once something of it is stored.
+        Anew, it takes the place of all that came after the message: that is deleted once something of it that the
+        user sees is stored.
         """
         superseded = await self._newest_after(message, context) if anew and message else None
         async with self._tool_servers.for_turn(context) as servers:
@@ -92,8 +93,10 @@ class AgentRuns:
             async with aclosing(self._run(agent, thread, message, context, anew=anew)) as events:
                 async for event in events:
                     yield event
-                    if superseded and message and await self._turns.keep(thread.id):
-                        await self._store.delete_items_after(thread.id, message.id, context, until=superseded)
+                    if superseded and message and (kept := await self._turns.keep(thread.id)):
+                        await self._store.delete_items_after(
+                            thread.id, message.id, context, until=superseded, keeping=kept
+                        )
                         superseded = None
 
     async def _newest_after(self, message: UserMessageItem, context: RequestContext) -> str | None:

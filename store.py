@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 
 from chatkit.store import NotFoundError
@@ -221,15 +221,19 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
 
         await self._write(write)
 
-    async def delete_items_after(self, thread_id: str, item_id: str, context: RequestContext, *, until: str) -> None:
+    async def delete_items_after(
+        self, thread_id: str, item_id: str, context: RequestContext, *, until: str, keeping: Collection[str] = ()
+    ) -> None:
         def write(db: sqlite3.Connection) -> None:
             require_lease(db, thread_id, context)
             this = "SELECT seq FROM items WHERE id = ? AND thread_id = ? AND user_id = ?"
             seq, last = (_after_seq(db, each, this, thread_id, context.user_id) for each in (item_id, until))
-            _delete_attachments_of(db, "(seq > ? AND seq <= ?)", (seq, last), thread_id, context)
+            these = "(seq > ? AND seq <= ? AND id NOT IN (SELECT value FROM json_each(?)))"
+            which = seq, last, json.dumps([*keeping])
+            _delete_attachments_of(db, these, which, thread_id, context)
             db.execute(
-                "DELETE FROM items WHERE thread_id = ? AND user_id = ? AND seq > ? AND seq <= ?",
-                (thread_id, context.user_id, seq, last),
+                f"DELETE FROM items WHERE thread_id = ? AND user_id = ? AND {these}",
+                (thread_id, context.user_id, *which),
             )
 
         await self._write(write)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Set
 from contextlib import aclosing, suppress
 from copy import deepcopy
 from enum import Enum, auto
@@ -101,7 +101,8 @@ class Turn(StreamingResult):
         self._store = store
         self._saved_thread = thread.model_copy(deep=True)
         self._hidden: set[str] = set()
-        self._answering = self._has_stored = False
+        self._stored: set[str] = set()
+        self._answering = False
         self._listening = True
         self._began = self._ending = False
         self._over = asyncio.get_running_loop().create_future()  # an event takes five times as much memory
@@ -116,9 +117,10 @@ class Turn(StreamingResult):
     # --- the outside ----------------------------------------------------------------------------------------------
 
     @property
-    def has_kept(self) -> bool:
-        """Whether something of it is stored, whatever becomes of it."""
-        return self._has_stored or self.open_items.has_placed
+    def kept(self) -> Set[str]:
+        """The ids of its items that are stored, whatever becomes of it; none until a user would see one of them."""
+        kept = self._stored | self.open_items.placed
+        return kept if kept - self._hidden else frozenset()
 
     def stop(self, reason: Stopped) -> None:
         """Cancel the turn; it stores what it has shown. Only the first call does anything, and none at its end."""
@@ -232,6 +234,7 @@ class Turn(StreamingResult):
                     if item_id not in self.open_items:
                         self._note(await self._store.load_item(self.thread.id, item_id, self.context))
                     await self._store.delete_thread_item(self.thread.id, item_id, self.context)
+                self._stored.discard(item_id)
                 self.open_items.discard(item_id)
             case StreamOptionsEvent():
                 self._answering = True
@@ -252,7 +255,7 @@ class Turn(StreamingResult):
             await self._store.save_checkpoints(self.thread.id, earlier, self.context)
         self._put(item)  # until it is stored: a cancellation now must find it whole
         await self._store.add_thread_item(self.thread.id, item, self.context)
-        self._has_stored = True
+        self._stored.add(item.id)
         self.open_items.discard(item.id)
 
     async def _save_thread(self) -> None:
@@ -296,7 +299,7 @@ class Turn(StreamingResult):
         """Return what is to be shown of the end, and what to say of it."""
         try:
             items, unstored = self.open_items.close()
-            if not (items or self._has_stored):
+            if not (items or self._stored):
                 more = []  # it would be said of an answer from before
             await self._end_turn([*items, *more])
         except (LeaseLost, NotFoundError):  # what is open now is not this turn's to store any more

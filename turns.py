@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Set
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 
@@ -158,13 +158,13 @@ class Turns:
             for task in work.values():
                 task.cancel()
 
-    async def keep(self, thread_id: str) -> bool:
-        """Store what the thread's turn has open, now; return whether something of the turn is stored."""
+    async def keep(self, thread_id: str) -> Set[str]:
+        """Store what the thread's turn has open, now; return the ids of what is stored, if a user would see any."""
         turn = self._live[thread_id]
         if (writing := self._work.get(turn)) is not None:
             await asyncio.wait({writing})
         await self._save_open_items(turn)
-        return turn.has_kept
+        return turn.kept
 
     async def _save_open_items(self, turn: Turn) -> None:
         items = turn.open_items.take_unsaved()

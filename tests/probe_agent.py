@@ -136,6 +136,20 @@ async def whisper_half_a_letter(wrapper: Context) -> str:
 
 
 @function_tool
+async def show_notes(wrapper: Context, text: str) -> str:
+    """Show a widget that is one and the same in all of the thread."""
+    thread_id = wrapper.context.thread.id
+    item = WidgetItem(
+        id=f"notes_of_{thread_id}",
+        thread_id=thread_id,
+        created_at=datetime.now(UTC),
+        widget=Card(children=[Text(value=text)]),
+    )
+    await wrapper.context.stream(ThreadItemDoneEvent(item=item))
+    return "shown"
+
+
+@function_tool
 async def work(wrapper: Context) -> str:
     """Work through a workflow of two tasks."""
     context = wrapper.context
@@ -241,6 +255,7 @@ TOOLS = [
     show_widget,
     show_slow_widget,
     show_half_a_widget,
+    show_notes,
     rest,
     whisper_half_a_letter,
     work,

@@ -415,6 +415,29 @@ def test_an_answer_is_kept_until_there_is_something_of_the_next_one(client: Clie
     assert [text_of(item) for item in client.items(thread_of(events))] == ["Hello", "Another one."]
 
 
+def test_an_answer_is_kept_when_its_retry_only_calls_a_tool_and_fails(client: Client, model: StandIn) -> None:
+    events = client.create("Hello")
+    before = client.items(thread_of(events))
+    model.will(Call("who_am_i"))
+    model.otherwise = [Fail(503)]
+    assert errors_of(events_of(retry(client, thread_of(events), before[0]["id"]).text))
+    assert client.items(thread_of(events)) == before
+
+
+def test_a_retry_may_show_an_item_of_the_answer_that_it_takes_the_place_of(client: Client, model: StandIn) -> None:
+    model.will(Call("show_notes", {"text": "old"}))
+    events = client.create("Hello")
+    before = client.items(thread_of(events))
+    model.will(Call("show_notes", {"text": "new"}))
+    model.otherwise = [Say("Noted anew.")]
+    shown = retry(client, thread_of(events), before[0]["id"]).text
+    assert not errors_of(events_of(shown))
+    after = client.items(thread_of(events))
+    assert [item["type"] for item in after] == ["user_message", "widget", "assistant_message"]
+    assert '"new"' in json.dumps(after[1])
+    assert text_of(after[2]) == "Noted anew."
+
+
 def test_an_answer_is_kept_when_its_retry_is_stopped_before_a_word(client: Client, model: StandIn) -> None:
     events = client.create("Hello")
     before = client.items(thread_of(events))

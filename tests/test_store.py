@@ -399,6 +399,8 @@ async def test_all_items_after_one_are_deleted_together_and_none_of_another_thre
     await store.delete_items_after(thread_id, "item_1", alice(), until="item_2")
     assert await ids(store, thread_id) == ["item_0", "item_1", "item_3"], "what came behind the last one stays"
     assert await ids(store, later) == ["item_0", "item_1", "item_2", "item_3"]
+    await store.delete_items_after(later, "item_0", alice(), until="item_3", keeping={"item_1", "item_3"})
+    assert await ids(store, later) == ["item_0", "item_1", "item_3"]
     for unknown in (("item_2", "item_3"), ("item_1", "item_2")):
         with pytest.raises(NotFoundError):
             await store.delete_items_after(thread_id, unknown[0], alice(), until=unknown[1])
