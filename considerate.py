@@ -11,6 +11,8 @@ import httpx2
 PIECES_A_ROUND = 4
 FIRST_PIECES = 8
 """A response's own events and its first words: an event, mostly, is a piece."""
+ROUNDS_TO_CLIENT = 4
+"""What the loop takes to hand a piece on: to the run's queue, to the turn's, to the response, to the socket."""
 AT_ONCE_SECONDS = 0.001
 """What comes sooner than that was there already, read from the socket with the piece before it."""
 
@@ -73,6 +75,9 @@ class ConsiderateStream(httpx2.AsyncByteStream):
         asked_at = clock()
         piece = await anext(self._reading)
         self._pieces += 1
+        if self._pieces == FIRST_PIECES:  # what came with the first words is read when they are on their way
+            for _ in range(ROUNDS_TO_CLIENT):
+                await asyncio.sleep(0)
         if self._pieces > FIRST_PIECES and clock() - asked_at > AT_ONCE_SECONDS:
             await self._turnstile.passed()
         return piece

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 import considerate
-from considerate import FIRST_PIECES, ConsiderateStream, Turnstile
+from considerate import FIRST_PIECES, ROUNDS_TO_CLIENT, ConsiderateStream, Turnstile
 from provider import open_upstream
 from standin import Say, StandIn
 
@@ -116,6 +116,14 @@ async def test_only_a_piece_that_had_to_be_waited_for_waits_again_and_never_the_
     assert len(came) == FIRST_PIECES + 2
     reading.cancel()
     await asyncio.wait({reading})
+
+
+async def test_the_first_words_are_on_their_way_before_the_rest_of_what_came_with_them_is_read() -> None:
+    async with Rounds() as rounds:
+        at = [rounds.number async for _ in ConsiderateStream(Pieces(*[0] * 20), Turnstile(0))]
+    first, last = at[: FIRST_PIECES - 1], at[FIRST_PIECES - 1 :]
+    assert len({*first}) == len({*last}) == 1
+    assert last[0] - first[0] == ROUNDS_TO_CLIENT
 
 
 async def test_the_models_answers_are_read_so_and_closed_as_ever(model: StandIn) -> None:
