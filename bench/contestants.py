@@ -91,6 +91,7 @@ async def running(
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            process_group=0,  # ^C is for the bench, which ends the others
         )
     try:
         if arguments[0].endswith("bare.py"):
@@ -100,10 +101,10 @@ async def running(
         else:
             yield Contestant(name, process, await _port(process, log))
     finally:
-        await _end(process)
+        await end(process)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def end(process: asyncio.subprocess.Process) -> None:
     """End the program, also one that waits for streams which nobody ends."""
     if process.returncode is None:
         process.terminate()

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from contestants import BENCH, CORES, MEASURED, PAGE_BYTES, ROOT, Contestant, running
+from contestants import BENCH, CORES, MEASURED, PAGE_BYTES, ROOT, Contestant, end, running
 from load import Answer, Client, Connection, Script, Upstream, clock, marker
 
 OURS, MEMORY, SQLITE, BARE, WIRE = "ours", "template", "template, sqlite3", "bare run", "wire"
@@ -438,11 +438,15 @@ class Bench:
             *map(str, arguments),
             stdout=asyncio.subprocess.PIPE,
             preexec_fn=lambda: os.sched_setaffinity(0, [MEASURED]),
+            process_group=0,
         )
-        assert process.stdout
-        line = await process.stdout.readline()
-        seconds = clock() - begin
-        assert await process.wait() == 0, f"{program} {arguments} failed"
+        try:
+            assert process.stdout
+            line = await process.stdout.readline()
+            seconds = clock() - begin
+            assert await process.wait() == 0, f"{program} {arguments} failed"
+        finally:
+            await end(process)
         return {**(json.loads(line) or {}), "seconds": seconds}
 
     async def store(self) -> None:

@@ -44,7 +44,10 @@ def main() -> None:
         os.execv(python, [str(python), __file__, *sys.argv[1:]])
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else 65536, hard))
-    asyncio.run(measure(options))
+    try:
+        asyncio.run(measure(options))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise SystemExit("bench: interrupted") from None
 
 
 def install(python: Path) -> None:
@@ -84,6 +87,7 @@ async def measure(options: argparse.Namespace) -> None:
     assert measuring
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that whatever runs is ended too
         asyncio.get_running_loop().add_signal_handler(number, measuring.cancel)
+    remark = "Cut short, nothing to quote."
     try:
         with tempfile.TemporaryDirectory(dir=ENVIRONMENT) as directory:  # on a disk: /tmp may be none
             async with standing_in() as upstream:
@@ -96,9 +100,9 @@ async def measure(options: argparse.Namespace) -> None:
                             await GROUPS[group][0](bench)
                             took = f"{group} in {time.monotonic() - started:.0f} s"
                             print(f"bench: round {number + 1} of {rounds}: {took}", flush=True)
+        remark = f"A look at {options.only or 'all'}, nothing to quote." if is_look else ""
     finally:  # what was measured before an interruption is worth reading
         minutes = (time.monotonic() - begin) / 60
-        remark = f"A look at {options.only or 'all'}, nothing to quote." if is_look else ""
         print(report(results, minutes, commit=commit, remark=remark))
     if not is_look:
         runs = json.loads(SAMPLES.read_text()) if SAMPLES.exists() else {}

@@ -1,8 +1,12 @@
 """The bench measures what it says, so that it does not rot between two releases."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +104,45 @@ def test_the_report_says_what_of_the_run_before_was_found_again() -> None:
     page = report(run(13, 14), 1, before=run(10, 12))
     assert "Of 2 ratios 1 lie within" in page
     assert "| b, by template | 1.1 | 1 to 1.2 | 1.35 |" in page
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="the bench needs two cores")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_interrupted_ends_what_it_started_and_says_so(number: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOOKING, str(tmp_path), "--quick", "--only", "store"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=BENCH, process_group=0) as run:
+        child = direct_of(run.pid)
+        os.killpg(run.pid, number)  # as ^C at a terminal does
+        out, error = run.communicate(timeout=30)
+    assert run.returncode
+    assert error == "bench: interrupted\n"
+    assert "Cut short, nothing to quote." in out
+    assert not child.exists(), "it is not left behind"
+
+
+def direct_of(pid: int) -> Path:
+    """Return the directory in /proc of the direct.py that a run has started."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(OSError):  # it had others, which have ended
+                if b"direct.py" in Path("/proc", child, "cmdline").read_bytes():
+                    return Path("/proc", child)
+        time.sleep(0.01)
+    raise AssertionError("nothing was started")
+
+
+LOOKING = """
+import sys
+from pathlib import Path
+import run
+
+sys.prefix = sys.argv.pop(1)  # in place of an environment of its own
+run.ENVIRONMENT = Path(sys.prefix)
+run.BENCH = run.ENVIRONMENT / "bench"
+run.main()
+"""
 
 
 def said(*texts: str) -> str:
