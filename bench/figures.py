@@ -188,7 +188,8 @@ class Bench:
     async def prepare(self, names: list[str], stack: AsyncExitStack) -> None:
         """Start the contestants, give their users threads with a history, and warm them up."""
         users = max(*self.sizes.paced, *[clients for clients, _, _ in self.sizes.turns])
-        for name in names:
+        for number, name in enumerate(names, 1):
+            print(f"bench: preparing {name}, {number} of {len(names)}, for {users} clients …", flush=True)
             if name == WIRE:
                 await self._record_stream()
             contestant = await stack.enter_async_context(self.start(name))
