@@ -45,10 +45,11 @@ LEGEND = """\
 uvicorn serves all of them, with h11 and asyncio's own loop. Template and bare run keep as many idle connections to the
 model as openai's client does by itself, 100; ours as many as it has turns. 21 items go to the model with each turn, the
 new message among them; in those of 4 clients 3, and two more with each that follows. A *silent stream* is an answer
-whose model has stopped after its first word; 1000 are opened, and the second half of them is what is counted. Pages of
-items come from files that are in memory. *Pieces* are the deltas in which a text comes: a process that is behind may
-join them. Of turns at 1, 4 and 32 clients, requests and starts a sample is taken in two halves, around those of the
-others; the samples are in [samples.json](samples.json)."""
+whose model has stopped after its first word; KB for each is what the second half of them adds to the first. Memory with
+silent streams is the process's own alone; when idle, and after the first answer, it is all that is resident, mapped
+files too. Pages of items come from files that are in memory. *Pieces* are the deltas in which a text comes: a process
+that is behind may join them. *p99* of 100 waits or fewer, as those of 20 streams, is the longest of them. Of turns at
+1, 4 and 32 clients, requests and starts a sample is taken in two halves, around those of the others."""
 
 MAX_KB_ABOVE_BARE = 60
 LONG_TURNS = 3
@@ -56,21 +57,27 @@ SAME_COST = 1.1
 
 
 def report(
-    results: Results, minutes: float, *, commit: str = "unknown", before: Results | None = None, remark: str = ""
+    results: Results,
+    minutes: float,
+    *,
+    command: str = "python3 bench/run.py",
+    commit: str = "unknown",
+    before: Results | None = None,
+    remark: str = "",
 ) -> str:
-    """Return the page, in Markdown, the remark at its head; `before` is a run of the same commit."""
+    """Return the page, in Markdown; `before` is a run of the same commit, a remark says why the page is not kept."""
     lines = [
         "# Measured beside what people would use instead",
         "",
         *([remark, ""] if remark else []),
-        f"Written by `python3 bench/run.py` on {datetime.now(UTC):%Y-%m-%d} in {minutes:.0f} minutes: commit {commit},"
+        f"Written by `{command}` on {datetime.now(UTC):%Y-%m-%d} in {minutes:.0f} minutes: commit {commit},"
         f" {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()},"
         f" ChatKit SDK {version('openai-chatkit')}, Agents SDK {version('openai-agents')}, openai {version('openai')}.",
         "What is measured runs on one core, the load and the stand-in for the model on the other (two workers: all on"
         f" both). Median of {_rounds(results)} rounds and their spread. A ratio is the first line's by this line's: of"
         " the medians, and its spread over the rounds. Absolute numbers compare within a run.",
         "",
-        LEGEND,
+        LEGEND if remark else f"{LEGEND}\nAll samples are in [samples.json](samples.json).",
         "",
         "| | median | spread | ratio | its spread |",
         "|---|---:|---:|---:|---:|",

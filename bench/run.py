@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,6 +84,7 @@ async def measure(options: argparse.Namespace) -> None:
     is_look = bool(options.quick or options.only) or sizes.rounds < ROUNDS
     rounds = 1 if ALONE.intersection(groups) else sizes.rounds
     results, commit, begin = Results(), commit_of(BENCH.parent), time.monotonic()
+    command = shlex.join(["python3", "bench/run.py", *sys.argv[1:]])
     measuring = asyncio.current_task()
     assert measuring
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that whatever runs is ended too
@@ -103,11 +105,11 @@ async def measure(options: argparse.Namespace) -> None:
         remark = f"A look at {options.only or 'all'}, nothing to quote." if is_look else ""
     finally:  # what was measured before an interruption is worth reading
         minutes = (time.monotonic() - begin) / 60
-        print(report(results, minutes, commit=commit, remark=remark))
+        print(report(results, minutes, command=command, commit=commit, remark=remark))
     if not is_look:
         runs = json.loads(SAMPLES.read_text()) if SAMPLES.exists() else {}
         before = Results(runs[commit]) if commit in runs else None
-        page = report(results, minutes, commit=commit, before=before)
+        page = report(results, minutes, command=command, commit=commit, before=before)
         (BENCH / "RESULTS.md").write_text(page, encoding="utf-8")
         SAMPLES.write_text(json.dumps({commit: results.samples}) + "\n")
 

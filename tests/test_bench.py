@@ -51,8 +51,10 @@ def test_the_report_says_what_holds_what_does_not_and_what_was_not_measured() ->
         results.add("KB per silent stream", BARE, ours)
         for deltas, cost in ((50, 10), (1000, 105), (10_000, 105 + 9000 * 0.2)):
             results.add(f"CPU ms per turn of {deltas} deltas, 4 clients", OURS, cost)
-    page = report(results, 1)
+    page = report(results, 1, command="python3 bench/run.py --rounds 3")
+    assert "Written by `python3 bench/run.py --rounds 3` on" in page
     assert "Median of 3 rounds" in page
+    assert "[samples.json](samples.json)" in page
     assert "| ours | 100 | 90 to 110 |  |  |" in page
     assert "| template | 25 | 22.5 to 27.5 | 4.00 | 4.00 to 4.00 |" in page
     assert "turns a second, 32 clients: at least 2.5 times template | 4 | 4 to 4 | holds |" in page
@@ -84,6 +86,7 @@ def test_a_run_that_was_interrupted_is_reported_as_far_as_it_came() -> None:
             results.add("turns a second, 32 clients", MEMORY, ours / 4)
     page = report(results, 1, remark="A look.")
     assert "A look.\n" in page
+    assert "samples.json" not in page, "nothing is written of it"
     assert "| 4.00 to 4.00 |" in page
 
 
