@@ -299,7 +299,7 @@ def require_local(request: Request) -> None:
         scheme=request.scope["scheme"],
         server_address=(request.scope.get("server") or [None])[0],
         client_address=(request.scope.get("client") or [None])[0],
-        forwarded="x-forwarded-for" in request.headers,
+        forwarded_for=request.headers.getlist("x-forwarded-for"),
     )
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger("service.turns")
 
 BUSY_WAIT_SECONDS = 5.0
 MAX_WAITING = 8
-"""Requests of a process that wait for one busy thread; more are refused at once."""
+"""Requests of a user that wait in a process for one busy thread; more are refused at once."""
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 300.0
 """How often, and how long, the end of a turn is offered to a database that does not answer."""
@@ -31,7 +31,8 @@ class Leases:
     def __init__(self, store: ConversationStore, quota: Quota):
         self._store = store
         self._quota = quota
-        self._waiting: Counter[str] = Counter()
+        self._waiting: Counter[tuple[str, str]] = Counter()
+        """By user too: who asks for what is another's waits beside nobody."""
         self.giving_back: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -56,10 +57,11 @@ class Leases:
             raise
 
     async def _take(self, thread_id: str, context: RequestContext, new_thread: ThreadMetadata | None) -> RequestContext:
-        if self._waiting[thread_id] >= MAX_WAITING:
+        place = (context.user_id, thread_id)
+        if self._waiting[place] >= MAX_WAITING:
             raise ThreadBusy(thread_id)
         deadline = asyncio.get_running_loop().time() + BUSY_WAIT_SECONDS
-        self._waiting[thread_id] += 1
+        self._waiting[place] += 1
         try:
             while True:
                 try:
@@ -72,7 +74,7 @@ class Leases:
                         raise
                     await asyncio.sleep(0.1)
         finally:
-            self._waiting[thread_id] -= 1
+            self._waiting[place] -= 1
             self._waiting += Counter()  # forgets those for whom nobody waits
 
     async def _give_back(self, thread_id: str, taking: asyncio.Task[RequestContext]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -47,16 +47,23 @@ class LocalAccess:
         scheme: str,
         server_address: str | None,
         client_address: str | None,
-        forwarded: bool,
+        forwarded_for: Sequence[str],
     ) -> None:
-        """Raise `Forbidden` unless these headers, and the address that the request arrived at, are a local one's."""
-        if forwarded:
+        """Raise `Forbidden` unless these headers, and the address that the request arrived at, are a local one's.
+
+        `forwarded_for` are the values of `X-Forwarded-For`, also those that the server does not believe: whoever says
+        that a request comes from elsewhere is taken at their word.
+        """
+        if forwarded_for:
             self._warn("a proxy passes requests on (X-Forwarded-For), but without JWKS_URL everybody is the same user")
         is_unix_socket = (server_address or "").startswith("/")  # reached by this machine's programs only
         if server_address and not (is_unix_socket or is_loopback(server_address) or self._allow_anonymous):
             self._warn(f"refused requests to {server_address}: set JWKS_URL and JWT_ISSUER, or ALLOW_ANONYMOUS=1")
             raise Forbidden("This service has no login configured, and takes requests from its own machine only.")
-        if client_address and not (is_loopback(client_address) or self._allow_anonymous):  # as a proxy says it
+        addresses = [address.strip() for value in forwarded_for for address in value.split(",")]
+        if client_address:
+            addresses.append(client_address)
+        if not (all(map(is_loopback, addresses)) or self._allow_anonymous):
             self._warn("refused requests that a proxy passed on: set JWKS_URL and JWT_ISSUER, or ALLOW_ANONYMOUS=1")
             raise Forbidden("This service has no login configured, and takes requests from its own machine only.")
         name = urlsplit(f"//{host}").hostname or ""

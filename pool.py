@@ -120,19 +120,19 @@ class Pool:
         self._closed = False
         self._used: set[Connection] = set()
         self._running: set[asyncio.Task[Any]] = set()
-        self._newest: dict[str, asyncio.Task[Any]] = {}
+        self._newest: dict[tuple[str, str], asyncio.Task[Any]] = {}
 
     async def read(self, work: Work[T]) -> T:
         """Return what the work reads, each statement as a transaction of its own; it may be run twice."""
         with store_latency("read"):
             return await self._shielded(self._twice(work, None, self._seconds))
 
-    async def write(self, work: Work[T], *, queue: str | None = None) -> T:
+    async def write(self, work: Work[T], *, queue: tuple[str, str] | None = None) -> T:
         """Run the work in a transaction and return its result once that is committed.
 
         It is run a second time only where nothing of the first was committed for certain; where that cannot be known,
-        `StoreUnavailable` says so. Work of one queue (a thread, say) is run in the order in which it came, even when
-        the caller of an earlier one was cancelled.
+        `StoreUnavailable` says so. Work of one queue (a user and a thread of theirs, say) is run in the order in
+        which it came, even when the caller of an earlier one was cancelled.
         """
         with store_latency("write"):
             if queue is None:

@@ -130,7 +130,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
                     {**columns, "id": thread.id, "user_id": context.user_id},
                 )
 
-        await self._write(write, queue=thread.id)
+        await self._write(write, queue=(context.user_id, thread.id))
         remember(thread, context)
 
     async def name_thread(self, thread_id: str, title: str, context: RequestContext) -> bool:
@@ -141,7 +141,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
             )
             return named == 1 or (await require_thread(db, thread_id, context)).title == title
 
-        return await self._write(write, queue=thread_id)
+        return await self._write(write, queue=(context.user_id, thread_id))
 
     async def load_threads(
         self, limit: int, after: str | None, order: str, context: RequestContext
@@ -172,7 +172,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
             if deleted == 0:  # not there, or not yours: the caller must not learn which
                 raise NotFoundError(thread_id)
 
-        await self._write(write, queue=thread_id)
+        await self._write(write, queue=(context.user_id, thread_id))
 
     # --- items ----------------------------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
             await require_lease(db, thread_id, context)
             await add_item(db, thread_id, item, context)
 
-        await self._write(write, queue=thread_id)
+        await self._write(write, queue=(context.user_id, thread_id))
 
     async def save_item(self, thread_id: str, item: ThreadItem, context: RequestContext) -> None:
         await self.add_thread_item(thread_id, item, context)
@@ -244,7 +244,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
             if deleted == 0:
                 raise NotFoundError(item_id)
 
-        await self._write(write, queue=thread_id)
+        await self._write(write, queue=(context.user_id, thread_id))
 
     async def delete_items_after(
         self, thread_id: str, item_id: str, context: RequestContext, *, until: str, keeping: Collection[str] = ()
@@ -260,7 +260,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
                 (thread_id, context.user_id, *which),
             )
 
-        await self._write(write, queue=thread_id)
+        await self._write(write, queue=(context.user_id, thread_id))
 
     # --- feedback ---------------------------------------------------------------------------------------------------
 
@@ -279,7 +279,7 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
                 if given == 0:
                     raise NotFoundError(item_id)
 
-        await self._write(write, queue=thread_id)
+        await self._write(write, queue=(context.user_id, thread_id))
 
     # --- attachments ----------------------------------------------------------------------------------------------
 

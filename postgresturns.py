@@ -100,7 +100,7 @@ class PostgresTurns(OnPool):
                 {"lease": lease, "thread_id": thread_id, "user_id": context.user_id},
             )
 
-        await self._write(write, queue=thread_id if quota == NO_QUOTA else _turns_of(context))
+        await self._write(write, queue=(context.user_id, thread_id if quota == NO_QUOTA else _turns_of(context)))
         if new_thread is not None:
             remember(new_thread, context)
         return lease
@@ -136,7 +136,7 @@ class PostgresTurns(OnPool):
                     {**item_row(thread_id, item), "thread_id": thread_id, "user_id": context.user_id},
                 )
 
-        await self._write(write, queue=thread_id)
+        await self._write(write, queue=(context.user_id, thread_id))
 
     async def end_turn(
         self, thread_id: str, items: Sequence[ThreadItem], context: RequestContext, *, began: bool = True
@@ -156,7 +156,7 @@ class PostgresTurns(OnPool):
                     (context.user_id,),
                 )
 
-        await self._write(write, queue=thread_id if began else _turns_of(context))
+        await self._write(write, queue=(context.user_id, thread_id if began else _turns_of(context)))
 
 
 def _turns_of(context: RequestContext) -> str:

@@ -29,7 +29,7 @@ class PostgresUploads(OnPool):
             await _require_few_unsent(db, context)
             await _require_storage(db, max_storage_bytes, context)
 
-        await self._write(write, queue=_storage_of(context))
+        await self._write(write, queue=(context.user_id, _storage_of(context)))
 
     async def begin_upload(self, attachment_id: str, context: RequestContext) -> str:
         upload = new_id("task")
@@ -64,7 +64,7 @@ class PostgresUploads(OnPool):
                 )
                 await _require_storage(db, max_storage_bytes, context)
 
-        await self._write(write, queue=_storage_of(context) if max_storage_bytes else None)
+        await self._write(write, queue=(context.user_id, _storage_of(context)) if max_storage_bytes else None)
 
     async def finish_upload(self, attachment_id: str, upload: str, context: RequestContext) -> None:
         async def write(db: Session) -> None:

@@ -159,6 +159,7 @@ class _Watched(MCPServerStreamableHttp):
             tool_meta_resolver=_meta,
         )
         self._on_failure = on_failure
+        self._serialize_session_requests = False  # the Agents SDK (0.24): or a slow tool of one user holds up everybody
 
     async def connect(self) -> None:
         """Connect and list the tools: a server that cannot say what it has is one that is down, for every turn."""

@@ -397,6 +397,17 @@ def test_what_a_proxy_passes_on_for_other_machines_is_refused_without_login(tmp_
         assert client.http.post("/chatkit", json=LIST, headers=elsewhere).status_code == 200
 
 
+@pytest.mark.parametrize("value", ["203.0.113.9", "127.0.0.1, 203.0.113.9", "203.0.113.9, 127.0.0.1", "unknown", ""])
+@pytest.mark.parametrize("believed", ["10.0.0.0/8", "*"])
+def test_a_proxy_that_is_not_believed_is_taken_at_its_word_that_a_request_comes_from_elsewhere(
+    tmp_path: Path, model: StandIn, value: str, believed: str
+) -> None:
+    environ = probing(model, tmp_path / "chatkit.db", FORWARDED_ALLOW_IPS=believed)
+    with service(**environ) as client:
+        refused = client.http.post("/chatkit", json=LIST, headers={"x-forwarded-for": value})
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+
+
 def test_a_proxy_in_front_of_a_process_without_login_is_warned_of_once(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:

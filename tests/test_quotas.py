@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from chatkit.store import NotFoundError
 from chatkit.types import ThreadMetadata
 
 from clients import Stream
 from conftest import probing
 from context import RequestContext
-from conversations import QuotaExceeded
+from conversations import QuotaExceeded, ThreadBusy
 from leases import MAX_WAITING
 from service import Client, errors_of, eventually, service, thread_of
 from standin import Begin, Hang, Say, StandIn
@@ -104,3 +105,20 @@ def test_who_waits_for_a_busy_thread_takes_no_turn_from_others(model: StandIn, t
         assert all("thread_busy" in each.text for each in refused)
         assert errors_of(client.create()) == []
         busy.leave()
+
+
+@pytest.mark.anyio
+async def test_nobody_who_knows_a_threads_id_keeps_its_user_from_it(tmp_path: Path) -> None:
+    alice, mallory = RequestContext("alice"), RequestContext("mallory")
+    thread = ThreadMetadata(id="thr_1", created_at=datetime.now(UTC))
+
+    async def open_it(turns: Turns, context: RequestContext) -> str:
+        async with turns.opening(thread.id, context):
+            return context.user_id
+
+    async with open_store(f"sqlite:///{tmp_path}/db") as store, Turns.running(store) as turns:
+        await store.save_thread(thread, alice)
+        crowd = [open_it(turns, mallory) for _ in range(3 * MAX_WAITING)]
+        *refused, opened = await asyncio.gather(*crowd, open_it(turns, alice), return_exceptions=True)
+    assert opened == "alice"
+    assert all(isinstance(each, NotFoundError | ThreadBusy) for each in refused)

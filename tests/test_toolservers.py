@@ -283,6 +283,20 @@ def test_a_call_that_fails_on_its_own_account_disturbs_nobody_elses(
     assert any("rested" in str(asked.body["input"]) for asked in model.asked)
 
 
+def test_a_slow_tool_of_one_user_holds_up_nobody_elses_call(
+    tools: ToolServerProcess, client: Client, model: StandIn
+) -> None:
+    eventually(lambda: not is_degraded(client), 30)
+    model.will(Call("sleep"))
+    with client.streaming("threads.create", {"input": message("Sleep")}) as events:
+        until_the_call(events)
+        model.will(Call("add", {"a": 20, "b": 22}))
+        model.will(Say("Added."))
+        quick = client.create("Add 20 and 22")
+    assert not errors_of(quick)
+    assert "42" in result_of_last_call(model)
+
+
 def test_check_lists_the_tools_or_says_that_the_server_does_not_answer(tmp_path: Path, port: int) -> None:
     def check() -> subprocess.CompletedProcess[str]:
         return run(tmp_path, "check", MCP_SERVER_URL=f"http://127.0.0.1:{port}/mcp")
