@@ -17,6 +17,7 @@ from chatkit.types import (
     SDKHiddenContextItem,
     ThreadItem,
     ThreadMetadata,
+    WorkflowItem,
 )
 
 from context import RequestContext
@@ -179,9 +180,19 @@ class ConversationStore(Store[RequestContext]):
 
     @abstractmethod
     async def delete_items_after(
-        self, thread_id: str, item_id: str, context: RequestContext, *, until: str, keeping: Collection[str] = ()
-    ) -> None:
-        """Delete at once all after the item, up to the one with the id `until`, but not those in `keeping`."""
+        self,
+        thread_id: str,
+        item_id: str,
+        context: RequestContext,
+        *,
+        until: str,
+        keeping: Collection[str] = (),
+        once: Collection[str] | None = None,
+    ) -> bool:
+        """Delete at once all after the item, up to `until` (an id or a cursor), but not those in `keeping`.
+
+        With `once`, only where one of these ids, an open one's too, stands after the item; return whether it did so.
+        """
 
     @abstractmethod
     async def name_thread(self, thread_id: str, title: str, context: RequestContext) -> bool:
@@ -363,6 +374,11 @@ def recovery_id(lease: str) -> str:
 def is_hidden(item: ThreadItem) -> bool:
     """Whether no client may see the item."""
     return isinstance(item, HiddenContextItem | SDKHiddenContextItem)
+
+
+def is_thought(item: ThreadItem) -> bool:
+    """Whether the item shows what the model thinks, and nothing of its answer."""
+    return isinstance(item, WorkflowItem) and item.workflow.type == "reasoning"
 
 
 def aware(moment: datetime) -> datetime:

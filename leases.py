@@ -21,15 +21,18 @@ BUSY_WAIT_SECONDS = 5.0
 MAX_WAITING = 8
 """Requests of a user that wait in a process for one busy thread; more are refused at once."""
 RETRY_SECONDS = 1.0
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 24 * 3600.0
 """How often, and how long, the end of a turn is offered to a database that does not answer."""
 
 
 class Leases:
-    """Takes leases within the users' quota. `giving_back` are tasks that must not outlive the store."""
+    """Takes leases within the users' quota, but none of a thread that `is_busy` here: its turn lives, also where the
+    database, after longer than a lease, takes it for dead. `giving_back` are tasks that must not outlive the store.
+    """
 
-    def __init__(self, store: ConversationStore, quota: Quota):
+    def __init__(self, store: ConversationStore, quota: Quota, is_busy: Callable[[str, RequestContext], bool]):
         self._store = store
+        self._is_busy = is_busy
         self._quota = quota
         self._waiting: Counter[tuple[str, str]] = Counter()
         """By user too: who asks for what is another's waits beside nobody."""
@@ -65,6 +68,8 @@ class Leases:
         try:
             while True:
                 try:
+                    if self._is_busy(thread_id, context):
+                        raise ThreadBusy(thread_id)
                     lease = await self._store.acquire_lease(
                         thread_id, context, quota=self._quota, new_thread=new_thread
                     )

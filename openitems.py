@@ -56,6 +56,8 @@ class OpenItems:
         """Those that are items of the thread already, as they were."""
         self._unsaved: set[str] = set()
         self._placed: set[str] = set()
+        self.withheld: set[str] = set()
+        """The ids of those, finished ones too, that are about to be removed: none of them is to be stored again."""
 
     def __contains__(self, item_id: str) -> bool:
         return item_id in self._items
@@ -76,11 +78,13 @@ class OpenItems:
         self._unsaved.add(item_id)
 
     def withhold(self, item_id: str) -> None:
-        """Have no checkpoint made of an item that is about to be removed."""
+        """Have an item that is about to be removed, from here and from the database, stored no more."""
+        self.withheld.add(item_id)
         self._unsaved.discard(item_id)
 
     def discard(self, item_id: str) -> None:
         """Forget an item that is stored, or was removed."""
+        self.withheld.discard(item_id)
         self._items.pop(item_id, None)
         self._stored.pop(item_id, None)
         self._unsaved.discard(item_id)
@@ -125,10 +129,13 @@ class OpenItems:
 
         One that was stored before stays as it was where nothing could be stored of what became of it.
         """
-        closed = [_storable(item) or self._stored.get(item.id) for item in self._items.values()]
+        shown = [item for item in self._items.values() if item.id not in self.withheld]
+        closed = [_storable(item) or self._stored.get(item.id) for item in shown]
         items = [item for item in closed if item is not None]
         stored = {item.id for item in items}
-        return items, [item_id for item_id in self._items if item_id not in stored]
+        return items, [
+            item_id for item_id in [*self._items, *self.withheld - self._items.keys()] if item_id not in stored
+        ]
 
 
 def _copy(shown: T, read: T) -> T:

@@ -16,7 +16,7 @@ from context import RequestContext
 from conversations import HIDDEN_TYPES, NOTHING_OF_OURS, AlreadySent, IncompatibleDatabase, StoreUnavailable
 from pool import WORK_SECONDS, Pool, Session
 from postgresschema import MIGRATIONS, NOW
-from postgresthreads import add_item, insert_thread, lock_thread, require_lease, require_thread
+from postgresthreads import add_item, insert_thread, lock_own_thread, lock_thread, require_lease, require_thread
 from postgresturns import PostgresTurns
 from postgresupkeep import PostgresUpkeep
 from postgresuploads import PostgresUploads, require_attachment
@@ -122,10 +122,10 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
         async def write(db: Session) -> None:
             if made_here and await insert_thread(db, thread, context):
                 return
-            await require_lease(db, thread.id, context)
+            await lock_own_thread(db, thread.id, context)
             if columns:
                 await db.execute(
-                    f"UPDATE @threads SET {', '.join(f'{name} = %({name})s' for name in columns)}"
+                    f"UPDATE @threads SET {', '.join(f'{name} = %({name})s' for name in columns)}, active_at = {NOW}"
                     " WHERE id = %(id)s AND user_id = %(user_id)s",
                     {**columns, "id": thread.id, "user_id": context.user_id},
                 )
@@ -247,20 +247,30 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
         await self._write(write, queue=(context.user_id, thread_id))
 
     async def delete_items_after(
-        self, thread_id: str, item_id: str, context: RequestContext, *, until: str, keeping: Collection[str] = ()
-    ) -> None:
-        async def write(db: Session) -> None:
+        self,
+        thread_id: str,
+        item_id: str,
+        context: RequestContext,
+        *,
+        until: str,
+        keeping: Collection[str] = (),
+        once: Collection[str] | None = None,
+    ) -> bool:
+        async def write(db: Session) -> bool:
             await require_lease(db, thread_id, context)
             this = "SELECT seq FROM @items WHERE id = %s AND thread_id = %s AND user_id = %s"
             seq, last = [await _after_seq(db, each, this, thread_id, context.user_id) for each in (item_id, until)]
+            if once is not None and not await _stand_after(db, seq, once, thread_id, context):
+                return False
             these, which = "(seq > %s AND seq <= %s AND id <> ALL (%s::text[]))", (seq, last, [*keeping])
             await _delete_attachments_of(db, these, which, thread_id, context)
             await db.execute(
                 f"DELETE FROM @items WHERE thread_id = %s AND user_id = %s AND {these}",
                 (thread_id, context.user_id, *which),
             )
+            return True
 
-        await self._write(write, queue=(context.user_id, thread_id))
+        return await self._write(write, queue=(context.user_id, thread_id))
 
     # --- feedback ---------------------------------------------------------------------------------------------------
 
@@ -269,6 +279,9 @@ class PostgresStore(PostgresTurns, PostgresUploads, PostgresUpkeep):
     ) -> None:
         async def write(db: Session) -> None:
             await lock_thread(db, thread_id, context)
+            await db.execute(
+                f"UPDATE @threads SET active_at = {NOW} WHERE id = %s AND user_id = %s", (thread_id, context.user_id)
+            )
             for item_id in item_ids:
                 given = await db.execute(
                     f"INSERT INTO @feedback SELECT thread_id, id, user_id, %s, {NOW} FROM @items"
@@ -336,6 +349,16 @@ async def _delete_attachments_of(
             " AND (thread_id IS NULL OR thread_id = %s)",
             ([*ids], context.user_id, thread_id),
         )
+
+
+async def _stand_after(db: Session, seq: int, ids: Collection[str], thread_id: str, context: RequestContext) -> bool:
+    """Whether one of these ids is an item's, or an open one's, after this place."""
+    these = "thread_id = %(thread_id)s AND user_id = %(user_id)s AND seq > %(seq)s AND id = ANY (%(ids)s::text[])"
+    found = await db.row(
+        f"SELECT 1 FROM @items WHERE {these} UNION ALL SELECT 1 FROM @checkpoints WHERE {these} LIMIT 1",
+        {"thread_id": thread_id, "user_id": context.user_id, "seq": seq, "ids": [*ids]},
+    )
+    return found is not None
 
 
 async def _after_seq(db: Session, after: str, lookup: str, *owner: str) -> int:

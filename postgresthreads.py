@@ -35,12 +35,17 @@ async def lock_thread(db: Session, thread_id: str, context: RequestContext) -> A
     return await require_thread(db, thread_id, context, lock=True)
 
 
-async def require_lease(db: Session, thread_id: str, context: RequestContext) -> None:
-    """Lock the thread; raise `NotFoundError` when it is not the user's, `LeaseLost` when it is another turn's."""
+async def lock_own_thread(db: Session, thread_id: str, context: RequestContext) -> Any:
+    """Return what `lock_thread` does; raise `LeaseLost` when the thread is another turn's by now."""
     row = await lock_thread(db, thread_id, context)
     if context.lease is not None and row.lease != context.lease:
         raise LeaseLost(thread_id)
-    if row.lease is None:
+    return row
+
+
+async def require_lease(db: Session, thread_id: str, context: RequestContext) -> None:
+    """As `lock_own_thread`, for what writes items: a turn that was recovered must not write its end after it."""
+    if (await lock_own_thread(db, thread_id, context)).lease is None:
         await db.execute(FORBID_LATE_END, {"thread_id": thread_id, "user_id": context.user_id})
 
 
@@ -73,7 +78,7 @@ async def put_item(db: Session, thread_id: str, item: ThreadItem, context: Reque
         " SELECT coalesce((SELECT seq FROM settled), nextval('@seq')),"
         " %(thread_id)s, %(user_id)s, %(id)s, %(type)s, %(body)s"
         " WHERE NOT EXISTS (SELECT FROM replaced) RETURNING seq)"
-        f" UPDATE @threads AS thread SET activity = greatest(activity, added.seq), active_at = {NOW} FROM added"
+        f" UPDATE @threads AS thread SET activity = greatest(activity, (SELECT seq FROM added)), active_at = {NOW}"
         " WHERE thread.id = %(thread_id)s AND thread.user_id = %(user_id)s",
         row,
     )

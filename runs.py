@@ -28,14 +28,13 @@ from chatkit.types import (
     ThreadMetadata,
     ThreadStreamEvent,
     UserMessageItem,
-    WorkflowItem,
 )
 
 import metrics
 from agentmodule import AgentModule
 from attachments import Attachments, KeptImages
 from context import RequestContext
-from conversations import ConversationStore, StoreUnavailable, Usage, is_hidden
+from conversations import ConversationStore, StoreUnavailable, Usage, is_hidden, is_thought
 from failures import NoAnswer
 from history import HistoryConverter, RecordingContext, load_history, workflow_to_go_on
 from leases import RETRY_SECONDS
@@ -93,16 +92,17 @@ class AgentRuns:
             async with aclosing(self._run(agent, thread, message, context, anew=anew)) as events:
                 async for event in events:
                     yield event
-                    if superseded and message and (kept := await self._turns.keep(thread.id)):
-                        await self._store.delete_items_after(
-                            thread.id, message.id, context, until=superseded, keeping=kept
-                        )
-                        superseded = None
+                    if superseded and message:
+                        kept = await self._turns.keep(thread.id)
+                        if kept.shown and await self._store.delete_items_after(
+                            thread.id, message.id, context, until=superseded, keeping=kept.all, once=kept.shown
+                        ):
+                            superseded = None
 
     async def _newest_after(self, message: UserMessageItem, context: RequestContext) -> str | None:
-        """Return the id of the thread's newest item; None where that is the message itself."""
-        [newest] = (await self._store.load_thread_items(message.thread_id, None, 1, "desc", context)).data
-        return newest.id if newest.id != message.id else None
+        """Return the cursor of the thread's newest item; None where that is the message itself."""
+        newest = await self._store.load_thread_items(message.thread_id, None, 1, "desc", context)
+        return newest.after if newest.data[0].id != message.id else None
 
     async def title(self, message: UserMessageItem, context: RequestContext) -> str:
         """Return the title that the agent's model gives to a conversation that begins with the message."""
@@ -233,10 +233,8 @@ def _is_shown(event: ThreadStreamEvent) -> bool:
         case ClientEffectEvent() | ErrorEvent():
             return True
         case ThreadItemAddedEvent(item=item) | ThreadItemDoneEvent(item=item) | ThreadItemReplacedEvent(item=item):
-            if isinstance(item, WorkflowItem):
-                return item.workflow.type != "reasoning"
             if not isinstance(item, AssistantMessageItem):
-                return not is_hidden(item)
+                return not (is_hidden(item) or is_thought(item))
     return _is_said(event)
 
 

@@ -149,7 +149,9 @@ class ChatServer(ChatKitServer[RequestContext]):
             thread = await self.store.load_thread(request.params.thread_id, leased)
             _require_active(thread)
             events = await self._prepare(request, thread, leased)
-            return self._turns.start(thread, leased, events, self._attachments.present_event)
+            # A retry answers the last message anew: what a form says, or an action did, would be deleted, not repeated.
+            may_retry = not isinstance(request, ThreadsAddStructuredInputReq | ThreadsCustomActionReq)
+            return self._turns.start(thread, leased, events, self._attachments.present_event, may_retry=may_retry)
 
     async def _open_thread(self, message_input: UserMessageInput, context: RequestContext) -> StreamingResult:
         thread = ThreadMetadata(id=self.store.generate_thread_id(context), created_at=datetime.now(UTC))
@@ -193,8 +195,7 @@ class ChatServer(ChatKitServer[RequestContext]):
                 item = await self.store.load_item(thread.id, request.params.item_id, context)
                 if not isinstance(item, UserMessageItem):
                     raise Refused("conflict", "Only a message of the user can be answered again.")
-                if request.metadata.get("is_last") and item.id != await self._last_message_id(thread, context):
-                    raise Refused("conflict", "This conversation went on elsewhere. Reload it.")
+                await self._require_shown(request.metadata, item, thread, context)
                 return self._streamed(thread, context, self._runs.answer(thread, item, context, anew=True))
             case ThreadsCustomActionReq():
                 if self._agent.handle_action is None:
@@ -270,6 +271,17 @@ class ChatServer(ChatKitServer[RequestContext]):
         chosen = message_input.inference_options.model
         if self._models and chosen is not None and chosen not in self._models:
             raise Refused("bad_params", "This model is not offered. Choose one of: " + ", ".join(self._models))
+
+    async def _require_shown(
+        self, metadata: dict[str, Any], message: UserMessageItem, thread: ThreadMetadata, context: RequestContext
+    ) -> None:
+        """Raise `Refused` where the thread went on after what a client says that it shows: it would go unseen."""
+        is_stale = metadata.get("is_last") and message.id != await self._last_message_id(thread, context)
+        if not is_stale and (newest := metadata.get("newest_item_id")):
+            shown = await self.store.load_thread_items(thread.id, None, 1, "desc", context, hidden=False)
+            is_stale = [item.id for item in shown.data] != [newest]
+        if is_stale:
+            raise Refused("conflict", "This conversation went on elsewhere. Reload it.")
 
     async def _last_message_id(self, thread: ThreadMetadata, context: RequestContext) -> str | None:
         async for item in self._paginate_thread_items_reverse(thread.id, context):

@@ -39,7 +39,7 @@ class SQLiteFile:
     """
 
     def __init__(self, path: str, writer: aiosqlite.Connection, reader: aiosqlite.Connection):
-        self._path = os.path.abspath(path)
+        self._path = os.path.realpath(path)  # beside which SQLite has its other files
         self._identity = _identity(self._path)
         self._damage = ""
         self._writer = writer
@@ -136,7 +136,7 @@ class SQLiteFile:
 
         SQLite goes on writing to a file that was deleted, or replaced by a backup: all of it would be lost.
         """
-        if _identity(self._path) != self._identity:
+        if not self._identity or _identity(self._path) != self._identity:
             raise StoreUnavailable(
                 "the file was moved, deleted or replaced; start the service again to use what is there"
             )

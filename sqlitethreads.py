@@ -25,18 +25,27 @@ def require_thread(db: sqlite3.Connection, thread_id: str, context: RequestConte
     return row
 
 
-def require_lease(db: sqlite3.Connection, thread_id: str, context: RequestContext) -> None:
-    """Raise `NotFoundError` when the thread is not the user's, `LeaseLost` when it is another turn's by now."""
+def require_own_thread(db: sqlite3.Connection, thread_id: str, context: RequestContext) -> sqlite3.Row:
+    """Return what `require_thread` does; raise `LeaseLost` when the thread is another turn's by now."""
     row = require_thread(db, thread_id, context)
     if context.lease is not None and row["lease"] != context.lease:
         raise LeaseLost(thread_id)
-    if row["lease"] is None:
+    return row
+
+
+def require_lease(db: sqlite3.Connection, thread_id: str, context: RequestContext) -> None:
+    """As `require_own_thread`, for what writes items: a turn that was recovered must not write its end after it."""
+    if require_own_thread(db, thread_id, context)["lease"] is None:
         forbid_late_end(db, thread_id)
 
 
 def forbid_late_end(db: sqlite3.Connection, thread_id: str) -> None:
     """See to it that no turn which was recovered writes over what is written now."""
     db.execute("DELETE FROM checkpoints WHERE thread_id = ? AND type = ?", (thread_id, MARKER_TYPE))
+
+
+USED = f"UPDATE threads SET active_at = {NOW} WHERE id = ? AND user_id = ?"
+"""Without a new place in the list: it is not idle, where idle threads are deleted."""
 
 
 def insert_thread(db: sqlite3.Connection, thread: ThreadMetadata, context: RequestContext) -> bool:
@@ -64,7 +73,9 @@ def put_item(db: sqlite3.Connection, thread_id: str, item: ThreadItem, context: 
         "UPDATE items SET type = :type, body = :body WHERE thread_id = :thread_id AND user_id = :user_id AND id = :id",
         row,
     )
-    if replaced.rowcount == 0:
+    if replaced.rowcount:
+        db.execute(USED, (thread_id, context.user_id))
+    else:
         row["seq"] = settled[0]["seq"] if settled else next_seq(db)
         db.execute(
             "INSERT INTO items (seq, thread_id, user_id, id, type, body)"

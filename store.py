@@ -24,7 +24,7 @@ from rows import (
 )
 from sqlite import SQLiteFile
 from sqliteschema import MIGRATIONS, NOW, NOW_TEXT
-from sqlitethreads import add_item, insert_thread, next_seq, require_lease, require_thread
+from sqlitethreads import USED, add_item, insert_thread, next_seq, require_lease, require_own_thread, require_thread
 from sqliteturns import SQLiteTurns
 from sqliteupkeep import SQLiteUpkeep
 from sqliteuploads import SQLiteUploads, require_attachment
@@ -97,10 +97,10 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
         def write(db: sqlite3.Connection) -> None:
             if made_here and insert_thread(db, thread, context):
                 return
-            require_lease(db, thread.id, context)
+            require_own_thread(db, thread.id, context)
             if columns:
                 db.execute(
-                    f"UPDATE threads SET {', '.join(f'{name} = :{name}' for name in columns)}"
+                    f"UPDATE threads SET {', '.join(f'{name} = :{name}' for name in columns)}, active_at = {NOW}"
                     " WHERE id = :id AND user_id = :user_id",
                     {**columns, "id": thread.id, "user_id": context.user_id},
                 )
@@ -222,12 +222,21 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
         await self._write(write)
 
     async def delete_items_after(
-        self, thread_id: str, item_id: str, context: RequestContext, *, until: str, keeping: Collection[str] = ()
-    ) -> None:
-        def write(db: sqlite3.Connection) -> None:
+        self,
+        thread_id: str,
+        item_id: str,
+        context: RequestContext,
+        *,
+        until: str,
+        keeping: Collection[str] = (),
+        once: Collection[str] | None = None,
+    ) -> bool:
+        def write(db: sqlite3.Connection) -> bool:
             require_lease(db, thread_id, context)
             this = "SELECT seq FROM items WHERE id = ? AND thread_id = ? AND user_id = ?"
             seq, last = (_after_seq(db, each, this, thread_id, context.user_id) for each in (item_id, until))
+            if once is not None and not _stand_after(db, seq, once, thread_id, context):
+                return False
             these = "(seq > ? AND seq <= ? AND id NOT IN (SELECT value FROM json_each(?)))"
             which = seq, last, json.dumps([*keeping])
             _delete_attachments_of(db, these, which, thread_id, context)
@@ -235,8 +244,9 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
                 f"DELETE FROM items WHERE thread_id = ? AND user_id = ? AND {these}",
                 (thread_id, context.user_id, *which),
             )
+            return True
 
-        await self._write(write)
+        return await self._write(write)
 
     # --- feedback and attachments ---------------------------------------------------------------------------------
 
@@ -245,6 +255,7 @@ class SQLiteStore(SQLiteTurns, SQLiteUploads, SQLiteUpkeep):
     ) -> None:
         def write(db: sqlite3.Connection) -> None:
             require_thread(db, thread_id, context)
+            db.execute(USED, (thread_id, context.user_id))
             for item_id in item_ids:
                 given = db.execute(
                     f"INSERT INTO feedback SELECT thread_id, id, user_id, :kind, {NOW_TEXT}"
@@ -315,6 +326,21 @@ def _delete_attachments_of(
             " AND (thread_id IS NULL OR thread_id = ?)",
             (json.dumps([*ids]), context.user_id, thread_id),
         )
+
+
+def _stand_after(
+    db: sqlite3.Connection, seq: int, ids: Collection[str], thread_id: str, context: RequestContext
+) -> bool:
+    """Whether one of these ids is an item's, or an open one's, after this place."""
+    found = [
+        db.execute(
+            f"SELECT 1 FROM {table} WHERE thread_id = ? AND user_id = ? AND seq > ?"
+            " AND id IN (SELECT value FROM json_each(?)) LIMIT 1",
+            (thread_id, context.user_id, seq, json.dumps([*ids])),
+        ).fetchall()
+        for table in ("items", "checkpoints")
+    ]
+    return any(found)
 
 
 def _after_seq(db: sqlite3.Connection, after: str, lookup: str, *owner: str) -> int:

@@ -7,6 +7,7 @@ from contextlib import aclosing, suppress
 from copy import deepcopy
 from enum import Enum, auto
 from math import inf
+from typing import NamedTuple
 
 import anyio
 from chatkit.errors import CustomStreamError
@@ -29,7 +30,7 @@ from chatkit.types import (
 )
 
 from context import RequestContext
-from conversations import ConversationStore, LeaseLost, StoreUnavailable, aware, is_hidden, stopped_marker
+from conversations import ConversationStore, LeaseLost, StoreUnavailable, aware, is_hidden, is_thought, stopped_marker
 from failures import log_failure, raised_by_author, words_for
 from leases import patiently
 from openitems import OpenItems
@@ -73,6 +74,13 @@ STOPPED_OUTCOMES = {
 """What the log and the figures say of such a turn, where it was not its own user who stopped it."""
 
 
+class Kept(NamedTuple):
+    """The ids of a turn's items that are stored: all, and those that a user sees as a part of its answer."""
+
+    all: Set[str]
+    shown: Set[str]
+
+
 class Turn(StreamingResult):
     """One running turn, and the bytes that its client has not fetched yet.
 
@@ -91,6 +99,8 @@ class Turn(StreamingResult):
         events: Events,
         present: Present,
         timeout_seconds: float,
+        *,
+        may_retry: bool,
     ):
         self.context = context
         self.thread = thread
@@ -101,8 +111,10 @@ class Turn(StreamingResult):
         self._store = store
         self._saved_thread = thread.model_copy(deep=True)
         self._hidden: set[str] = set()
+        self._thoughts: set[str] = set()
         self._stored: set[str] = set()
-        self._answering = False
+        self._may_retry = may_retry
+        self._can_retry = False
         self._listening = True
         self._began = self._ending = False
         self._over = asyncio.get_running_loop().create_future()  # an event takes five times as much memory
@@ -117,10 +129,10 @@ class Turn(StreamingResult):
     # --- the outside ----------------------------------------------------------------------------------------------
 
     @property
-    def kept(self) -> Set[str]:
-        """The ids of its items that are stored, whatever becomes of it; none until a user would see one of them."""
+    def kept(self) -> Kept:
+        """Its items that are stored, whatever becomes of it."""
         kept = self._stored | self.open_items.placed
-        return kept if kept - self._hidden else frozenset()
+        return Kept(kept, kept - self._hidden - self._thoughts)
 
     def stop(self, reason: Stopped) -> None:
         """Cancel the turn; it stores what it has shown. Only the first call does anything, and none at its end."""
@@ -200,7 +212,7 @@ class Turn(StreamingResult):
             words = words_for(raised)
             if not isinstance(raised, CustomStreamError):  # its author's own way to end a turn
                 log_failure(log, f"turn on thread {self.thread.id} failed", failure)
-            await self._end([], words.model_copy(update={"allow_retry": words.allow_retry and self._answering}))
+            await self._end([], words.model_copy(update={"allow_retry": words.allow_retry and self._can_retry}))
         else:
             note(outcome="completed")
             await self._end([], None)
@@ -237,7 +249,7 @@ class Turn(StreamingResult):
                 self._stored.discard(item_id)
                 self.open_items.discard(item_id)
             case StreamOptionsEvent():
-                self._answering = True
+                self._can_retry = self._may_retry
 
     def _put(self, item: ThreadItem, *, stored: bool = False) -> None:
         item.created_at = aware(item.created_at)
@@ -245,10 +257,8 @@ class Turn(StreamingResult):
         self._note(item)
 
     def _note(self, item: ThreadItem) -> None:
-        if is_hidden(item):
-            self._hidden.add(item.id)
-        else:
-            self._hidden.discard(item.id)
+        for ids, is_one in ((self._hidden, is_hidden(item)), (self._thoughts, is_thought(item))):
+            (ids.add if is_one else ids.discard)(item.id)
 
     async def _store_item(self, item: ThreadItem) -> None:
         if earlier := self.open_items.take_unplaced_before(item.id):
@@ -298,6 +308,10 @@ class Turn(StreamingResult):
     async def _store_end(self, more: list[ThreadItem]) -> tuple[list[ThreadStreamEvent], ErrorEvent | None]:
         """Return what is to be shown of the end, and what to say of it."""
         try:
+            for item_id in self.open_items.withheld:  # which a guardrail took back, while the database was away say
+                with suppress(NotFoundError, LeaseLost):
+                    await self._store.delete_thread_item(self.thread.id, item_id, self.context)
+                self._stored.discard(item_id)
             items, unstored = self.open_items.close()
             if not (items or self._stored):
                 more = []  # it would be said of an answer from before
@@ -329,7 +343,7 @@ class Turn(StreamingResult):
 
     def _words_for_stop(self) -> ErrorEvent | None:
         words = STOPPED_WORDS.get(self.stopped) if self.stopped else None
-        return ErrorEvent(message=words, allow_retry=self._answering) if words else None
+        return ErrorEvent(message=words, allow_retry=self._can_retry) if words else None
 
     def _send(self, event: ThreadStreamEvent) -> None:
         item_id = getattr(event, "item_id", None) or getattr(getattr(event, "item", None), "id", None)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from context import RequestContext
 from conversations import NO_QUOTA, ConversationStore, LeaseLost, Quota, QuotaExceeded, StoreUnavailable
 from failures import log_failure
 from leases import RETRY_SECONDS, Leases, patiently
-from turn import Events, Present, Stopped, Turn
+from turn import Events, Kept, Present, Stopped, Turn
 
 log = logging.getLogger("service.turns")
 
@@ -29,7 +29,7 @@ class Turns:
     def __init__(self, store: ConversationStore, timeout_seconds: float, quota: Quota, max_turns: int):
         self._store = store
         self._timeout_seconds = timeout_seconds
-        self._leases = Leases(store, quota)
+        self._leases = Leases(store, quota, self._is_answering)
         self._max_turns = max_turns
         self._opening = 0
         self._beside: set[asyncio.Task[None]] = set()
@@ -73,6 +73,10 @@ class Turns:
             with self._room():  # who waited for a busy thread has taken none
                 yield leased
 
+    def _is_answering(self, thread_id: str, context: RequestContext) -> bool:
+        turn = self._live.get(thread_id)
+        return turn is not None and turn.context.user_id == context.user_id
+
     @contextmanager
     def _room(self) -> Iterator[None]:
         self._require_room()
@@ -86,9 +90,17 @@ class Turns:
         if self._max_turns and len(self._live) + self._opening >= self._max_turns:
             raise QuotaExceeded("max_turns", retry_after_seconds=5)
 
-    def start(self, thread: ThreadMetadata, context: RequestContext, events: Events, present: Present) -> Turn:
-        """Run the events of a thread whose lease the context has."""
-        turn = Turn(self._store, thread, context, events, present, self._timeout_seconds)
+    def start(
+        self,
+        thread: ThreadMetadata,
+        context: RequestContext,
+        events: Events,
+        present: Present,
+        *,
+        may_retry: bool = True,
+    ) -> Turn:
+        """Run the events of a thread whose lease the context has; `may_retry` where a retry would repeat them."""
+        turn = Turn(self._store, thread, context, events, present, self._timeout_seconds, may_retry=may_retry)
         self._live[thread.id] = turn
         turn.task.add_done_callback(lambda _: self._forget(turn))
         return turn
@@ -158,8 +170,8 @@ class Turns:
             for task in work.values():
                 task.cancel()
 
-    async def keep(self, thread_id: str) -> Set[str]:
-        """Store what the thread's turn has open, now; return the ids of what is stored, if a user would see any."""
+    async def keep(self, thread_id: str) -> Kept:
+        """Store what the thread's turn has open, now; return what is stored of it."""
         turn = self._live[thread_id]
         if (writing := self._work.get(turn)) is not None:
             await asyncio.wait({writing})

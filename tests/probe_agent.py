@@ -30,6 +30,7 @@ from chatkit.types import (
     SyncCustomActionResponse,
     ThreadItemAddedEvent,
     ThreadItemDoneEvent,
+    ThreadItemRemovedEvent,
     ThreadItemReplacedEvent,
     ThreadStreamEvent,
     WidgetItem,
@@ -150,6 +151,15 @@ async def show_notes(wrapper: Context, text: str) -> str:
 
 
 @function_tool
+async def remove_newest(wrapper: Context) -> str:
+    """Take the thread's newest item away."""
+    context = wrapper.context
+    newest = await context.store.load_thread_items(context.thread.id, None, 1, "desc", context.request_context)
+    await context.stream(ThreadItemRemovedEvent(item_id=newest.data[0].id))
+    return "removed"
+
+
+@function_tool
 async def work(wrapper: Context) -> str:
     """Work through a workflow of two tasks."""
     context = wrapper.context
@@ -256,6 +266,7 @@ TOOLS = [
     show_slow_widget,
     show_half_a_widget,
     show_notes,
+    remove_newest,
     rest,
     whisper_half_a_letter,
     work,

@@ -424,6 +424,54 @@ def test_an_answer_is_kept_when_its_retry_only_calls_a_tool_and_fails(client: Cl
     assert client.items(thread_of(events)) == before
 
 
+def test_an_answer_is_kept_when_its_retry_only_thinks_and_fails(client: Client, model: StandIn) -> None:
+    events = client.create("Hello")
+    before = client.items(thread_of(events))
+    model.otherwise = [Reason("Once more."), FailLater("server_error")]
+    assert errors_of(events_of(retry(client, thread_of(events), before[0]["id"]).text))
+    assert client.items(thread_of(events))[:2] == before
+
+
+def test_an_answer_is_kept_when_its_retry_changes_only_what_came_before_its_message(
+    client: Client, model: StandIn
+) -> None:
+    model.will(Call("show_notes", {"text": "old"}))
+    thread_id = thread_of(client.create("Note it"))
+    client.say(thread_id, "And now?")
+    *_, asked, answered = client.items(thread_id)
+    model.will(Call("show_notes", {"text": "new"}))
+    model.otherwise = [Fail(503)]
+    assert errors_of(events_of(retry(client, thread_id, asked["id"]).text))
+    assert client.items(thread_id)[-2:] == [asked, answered]
+    assert '"new"' in json.dumps(client.items(thread_id))
+
+
+def test_a_retry_may_remove_the_newest_item_of_the_answer_that_it_takes_the_place_of(
+    client: Client, model: StandIn
+) -> None:
+    thread_id = thread_of(client.create("Hello"))
+    before = client.items(thread_id)
+    model.will(Call("remove_newest"))
+    model.otherwise = [Say("Another one.")]
+    assert not errors_of(events_of(retry(client, thread_id, before[0]["id"]).text))
+    assert [text_of(item) for item in client.items(thread_id)] == ["Hello", "Another one."]
+
+
+@pytest.mark.parametrize("operation", ["threads.add_structured_input", "threads.custom_action"])
+def test_no_retry_is_offered_where_it_would_delete_what_the_user_did(
+    client: Client, model: StandIn, operation: str
+) -> None:
+    is_form = operation == "threads.add_structured_input"
+    model.will(Call("ask_form" if is_form else "show_widget"))
+    events = client.create("Hello")
+    [item] = [item for item in fold(events) if item["type"] in ("structured_input", "widget")]
+    model.otherwise = [Fail(503)]
+    what = {"input": {"answers": {"q2": {"values": ["Because"]}}}} if is_form else {"action": {"type": "ask"}}
+    params = {"thread_id": thread_of(events), "item_id": item["id"], **what}
+    [error] = errors_of(client.stream(operation, params))
+    assert not error["allow_retry"]
+
+
 def test_a_retry_may_show_an_item_of_the_answer_that_it_takes_the_place_of(client: Client, model: StandIn) -> None:
     model.will(Call("show_notes", {"text": "old"}))
     events = client.create("Hello")
@@ -493,6 +541,19 @@ def test_a_retry_of_what_was_last_elsewhere_is_refused(client: Client) -> None:
     refused = retry(client, thread_id, first, is_last=True)
     assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
     assert client.items(thread_id) == before
+
+
+def test_a_retry_where_the_answer_went_on_elsewhere_is_refused(client: Client, model: StandIn) -> None:
+    model.will(Call("ask_form"))
+    thread_id = thread_of(client.create("Hello"))
+    asked, form = client.items(thread_id)
+    params = {"thread_id": thread_id, "item_id": form["id"], "input": {"answers": {"q2": {"values": ["Because"]}}}}
+    assert not errors_of(client.stream("threads.add_structured_input", params))
+    before = client.items(thread_id)
+    refused = retry(client, thread_id, asked["id"], is_last=True, newest_item_id=form["id"])
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    assert client.items(thread_id) == before
+    assert retry(client, thread_id, asked["id"], is_last=True, newest_item_id=before[-1]["id"]).status_code == 200
 
 
 def test_the_output_of_one_call_is_never_taken_for_anothers(client: Client, model: StandIn) -> None:

@@ -184,6 +184,17 @@ async def test_a_file_that_is_replaced_while_a_write_waits_for_another_process_t
             await writing
 
 
+async def test_a_file_behind_a_link_that_is_moved_takes_no_writes_either(tmp_path: Path) -> None:
+    disk, link = tmp_path / "disk", tmp_path / "chatkit.db"
+    disk.mkdir()
+    link.symlink_to(disk / "real.db")
+    async with open_store(f"sqlite:///{link}") as store:
+        await make_thread(store)
+        disk.rename(tmp_path / "moved")
+        with pytest.raises(StoreUnavailable, match="start the service again"):
+            await make_thread(store)
+
+
 @pytest.mark.parametrize("sent", [False, True])
 async def test_a_purge_frees_few_bytes_in_each_transaction(
     file: Path, sent: bool, monkeypatch: pytest.MonkeyPatch

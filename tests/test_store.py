@@ -396,6 +396,15 @@ async def test_an_item_cannot_be_added_to_a_thread_that_is_not_there(store: Conv
 async def test_all_items_after_one_are_deleted_together_and_none_of_another_thread(store: ConversationStore) -> None:
     thread_id = await make_thread(store, items=4)
     later = await make_thread(store, items=4)
+    retry = await leased(store, later)
+    await store.save_checkpoints(later, [end("open", later)], retry)
+    for once, is_deleted in ((["item_0"], False), (["item_1", "unknown"], False), (["open"], True)):
+        how = {"until": "item_3", "keeping": {"item_3"}, "once": once}
+        assert await store.delete_items_after(later, "item_1", retry, **how) is is_deleted
+        assert await ids(store, later) == (
+            ["item_0", "item_1", "item_3"] if is_deleted else [f"item_{n}" for n in range(4)]
+        )
+    later = await make_thread(store, items=4)
     await store.delete_items_after(thread_id, "item_1", alice(), until="item_2")
     assert await ids(store, thread_id) == ["item_0", "item_1", "item_3"], "what came behind the last one stays"
     assert await ids(store, later) == ["item_0", "item_1", "item_2", "item_3"]
@@ -656,6 +665,26 @@ async def test_a_turn_that_was_taken_for_dead_still_ends_with_all_that_it_had_sh
     with pytest.raises(LeaseLost):
         await store.end_turn(thread_id, [end("again", thread_id)], turn)
     await leased(store, thread_id)
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        lambda store, thread: store.save_thread(thread, alice()),
+        lambda store, thread: store.name_thread(thread.id, "Named", alice()),
+        lambda store, thread: store.save_feedback(thread.id, ["item_0"], "positive", alice()),
+    ],
+    ids=["a rename", "a title", "feedback"],
+)
+async def test_what_writes_no_items_does_not_keep_a_turn_that_was_taken_for_dead_from_its_end(
+    store: ConversationStore, database: Database, meanwhile: Callable[..., Awaitable[Any]]
+) -> None:
+    thread_id, turn = await dead_turn_that_was_recovered(store, database)
+    thread = await store.load_thread(thread_id, alice())
+    thread.title = "Renamed"
+    await meanwhile(store, thread)
+    await store.end_turn(thread_id, [end("never kept", thread_id)], turn)
+    assert await ids(store, thread_id) == ["item_0", "shown", "shown too", "never kept"]
 
 
 async def another_turn(store: ConversationStore, thread_id: str) -> None:
@@ -1012,6 +1041,27 @@ async def test_threads_that_were_idle_for_longer_than_the_retention_are_removed(
     assert {thread.id for thread in (await store.load_threads(10, None, "desc", alice())).data} == {old, new}
     with pytest.raises(NotFoundError):
         await store.load_thread(forgotten, alice())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store, thread: store.save_item(thread.id, end("item_0", thread.id, NOON + timedelta(hours=1)), alice()),
+        lambda store, thread: store.save_thread(thread.model_copy(update={"title": "Renamed"}), alice()),
+        lambda store, thread: store.save_feedback(thread.id, ["item_0"], "positive", alice()),
+    ],
+    ids=["a changed item", "a rename", "feedback"],
+)
+async def test_a_thread_that_is_used_without_a_new_item_is_not_idle_and_keeps_its_place(
+    store: ConversationStore, database: Database, use: Callable[..., Awaitable[Any]]
+) -> None:
+    used, newer = [await make_thread(store, items=1) for _ in range(2)]
+    database.age("threads", "active_at", 8 * 86400, f"id = '{used}'")
+    thread = await store.load_thread(used, (context := alice()))
+    assert context.loaded_threads
+    await use(store, thread)
+    assert await store.purge(7, now=True) == Purged(threads=0, attachments=0)
+    assert [each.id for each in (await store.load_threads(9, None, "desc", alice())).data] == [newer, used]
 
 
 async def test_a_thread_whose_turn_died_is_removed_and_one_whose_turn_runs_is_not(

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from chatkit.errors import CustomStreamError
+from chatkit.store import NotFoundError
 from chatkit.types import (
     AssistantMessageContent,
     AssistantMessageContentPartDone,
@@ -198,6 +199,56 @@ async def test_an_end_that_another_process_was_faster_than_is_stored_in_full(
     [item] = await stored(store)
     assert isinstance(item, AssistantMessageItem)
     assert item.content[0].text == "Half an answer, and the other half"
+
+
+async def test_a_turn_that_lives_is_not_taken_for_dead_in_its_own_process(
+    turns: Turns, store: ConversationStore, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leases.BUSY_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr("turns.RENEWAL_SECONDS", 60)
+    turn = await begin(turns, store, half_an_answer())
+    await shown(turn, "Half an answer")
+    await asyncio.to_thread(rows, database, "UPDATE leases SET expires_at = 0")
+    with pytest.raises(ThreadBusy):
+        async with turns.opening(THREAD, RequestContext("alice")):
+            pass
+    with pytest.raises(NotFoundError):  # and nobody else learns that there is a turn
+        async with turns.opening(THREAD, RequestContext("mallory")):
+            pass
+    assert not turn.task.done()
+    assert turn.context.lease in str(await asyncio.to_thread(rows, database, "SELECT lease FROM leases"))
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+async def test_what_was_taken_back_while_the_database_was_away_is_not_stored(
+    turns: Turns, store: ConversationStore, database: Path, is_finished: bool
+) -> None:
+    go_on = asyncio.Event()
+
+    async def answer() -> Events:
+        yield ThreadItemAddedEvent(item=text("", "msg_2"))
+        yield ThreadItemDoneEvent(item=text("Said before it", "msg_2"))
+        yield ThreadItemAddedEvent(item=text(""))
+        yield more("Forbidden")
+        if is_finished:
+            yield ThreadItemDoneEvent(item=text("Forbidden"))
+        await go_on.wait()
+        yield ThreadItemRemovedEvent(item_id="msg_1")
+
+    turn = await begin(turns, store, answer())
+    await shown(turn, "Forbidden")
+    await until(lambda: checkpointed(database) if not is_finished else has_items(store, 2))
+    async with away(database):
+        go_on.set()
+        await rest_of(turn)
+    await until(lambda: is_free(store))
+    await asyncio.wait({turn.task}, timeout=5)
+    assert [item.id for item in await stored(store)] == ["msg_2"]
+    assert rows(database, "SELECT id FROM checkpoints") == []
+
+
+async def has_items(store: ConversationStore, number: int) -> bool:
+    return len(await stored(store)) == number
 
 
 async def checkpointed(database: Path) -> bool:

@@ -194,9 +194,10 @@ export class Conversation extends EventTarget {
   async retry() {
     const message = this.#lastMessage();
     if (!message) return;
+    const newest = [...this.#views.keys()].at(-1); // what came after that, elsewhere, must not go unseen
     this.#dropAfter(message.id);
     const params = { thread_id: this.id, item_id: message.id };
-    await this.#run("threads.retry_after_item", params, undefined, { is_last: true });
+    await this.#run("threads.retry_after_item", params, undefined, { is_last: true, newest_item_id: newest });
     if (this.#isUnanswered()) await this.refresh().catch(() => {}); // what followed has stayed
   }
 
