@@ -202,23 +202,31 @@ class Attachments(AttachmentStore[RequestContext]):
 
     def _link(self, use: str, attachment_id: str, seconds: float, context: RequestContext) -> str:
         expires = str(int(self._now() + seconds))
-        signature = self._signature(use, attachment_id, context.user_id, expires)
+        signature = self._signature(use, attachment_id, expires, self._tag(context.user_id))
         query = urlencode({"expires": expires, "signature": signature})
         return f"{context.base_url}/attachments/{attachment_id}?{query}"
 
     async def open_link(self, use: str, attachment_id: str, expires: str, signature: str) -> RequestContext:
         """Return the context of the user whose link for this use it is; raise `LinkRefused` or `NotFoundError`."""
-        if not signature:  # no link at all: whoever has none learns nothing
-            raise LinkRefused
-        user_id = await self._store.load_attachment_owner(attachment_id)
-        expected = self._signature(use, attachment_id, user_id, expires)
+        tag = signature.partition(".")[0]
+        expected = self._signature(use, attachment_id, expires, tag)
         if not hmac.compare_digest(expected.encode(), signature.encode()) or int(expires) < self._now():
-            raise LinkRefused
+            raise LinkRefused  # before the file is looked for: whoever has no link learns nothing
+        user_id = await self._store.load_attachment_owner(attachment_id)
+        if self._tag(user_id) != tag:  # an author may have named another user's file, and had a link made of it
+            raise NotFoundError(attachment_id)
         return RequestContext(user_id)
 
-    def _signature(self, use: str, attachment_id: str, user_id: str, expires: str) -> str:
-        signed = "\n".join((use, attachment_id, expires, user_id)).encode()
-        return base64.urlsafe_b64encode(hmac.digest(self._link_key, signed, "sha256")).rstrip(b"=").decode()
+    def _signature(self, use: str, attachment_id: str, expires: str, tag: str) -> str:
+        """Return the user's tag and what only this service can make of it and of the rest of the link."""
+        return f"{tag}.{self._sealed(use, attachment_id, expires, tag)}"
+
+    def _tag(self, user_id: str) -> str:
+        return self._sealed("user", user_id)
+
+    def _sealed(self, *parts: str) -> str:
+        sealed = hmac.digest(self._link_key, "\n".join(parts).encode(), "sha256")
+        return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
     def present(self, attachment: Attachment, context: RequestContext) -> Attachment:
         """Return the attachment as a client sees it: its preview behind a fresh link."""

@@ -571,9 +571,23 @@ def test_a_form_has_little_before_its_file(client: Client) -> None:
 def test_without_a_link_nobody_learns_which_attachments_there_are(client: Client) -> None:
     announced = {"name": "a.png", "size": 9, "mime_type": "image/png"}
     there = client.ask("attachments.create", announced)["id"]
-    answers = [client.http.get(f"/attachments/{which}") for which in (there, "atc_none")]
-    assert [answer.status_code for answer in answers] == [403, 403]
-    assert answers[0].content == answers[1].content
+    for query in ("", "?expires=1", "?expires=9999999999&signature=x", "?expires=9999999999&signature=x.y"):
+        answers = [client.http.get(f"/attachments/{which}{query}") for which in (there, "atc_none")]
+        assert [answer.status_code for answer in answers] == [403, 403]
+        assert answers[0].content == answers[1].content
+
+
+@pytest.mark.anyio
+async def test_a_link_to_what_is_anothers_says_what_one_to_nothing_says(tmp_path: Path) -> None:
+    async with open_store(f"sqlite:///{tmp_path}/db") as store:
+        files = Attachments(store, b"k", max_bytes=9, types=["image/png"], max_storage_bytes=0)
+        params = AttachmentCreateParams(name="a.png", size=9, mime_type="image/png")
+        made: Any = await files.create_attachment(params, RequestContext("alice", base_url="http://localhost"))
+        for attachment in (made, made.model_copy(update={"id": "atc_none"})):
+            shown: Any = files.present(attachment, RequestContext("mallory", base_url="http://localhost"))
+            query = dict(re.findall(r"(\w+)=([^&]+)", str(shown.preview_url)))
+            with pytest.raises(NotFoundError):
+                await files.open_link("view", attachment.id, **query)
 
 
 @pytest.mark.anyio
