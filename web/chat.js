@@ -244,9 +244,5 @@ addEventListener("popstate", () => go(addressedThread(), { isAddressSet: true })
 document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && refreshAll());
 addEventListener("focus", () => refreshAll());
 addEventListener("offline", waitForService);
-// A page that the browser kept may show what belongs to whoever was signed in then.
-const { user } = login;
-const isAnothers = () => settings.login && (!login.token || login.user !== user);
-addEventListener("pageshow", ({ persisted }) => persisted && isAnothers() && location.reload());
 list.load().catch(onFailure);
 await go(addressedThread(), { isAddressSet: true });

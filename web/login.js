@@ -37,9 +37,14 @@ export class Login {
     return fetch(address, { ...options, headers });
   };
 
-  /** Ask for a token where one is needed and none is there. */
+  /** Ask for a token where one is needed and none is there. From then on the page is that user's. */
   async begin() {
-    if (this.#isNeeded && !this.token) await this.ask("token_missing");
+    if (!this.#isNeeded) return;
+    if (!this.token) await this.ask("token_missing");
+    // A page that the browser kept may show what belongs to whoever was signed in then.
+    const { user } = this;
+    const isAnothers = () => !this.token || this.user !== user;
+    addEventListener("pageshow", ({ persisted }) => persisted && isAnothers() && location.reload());
   }
 
   /** Ask for a token, saying why, until there is one. */

@@ -23,19 +23,43 @@ NO_CHROMIUM = "Chromium is needed: `apt-get install -y chromium`, or let CHROMIU
 expect.set_options(timeout=10_000)
 
 
+def program() -> str:
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not path:
+        raise FileNotFoundError(NO_CHROMIUM)
+    return path
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Start the system's Chromium. It keeps a loop running in this thread: no asynchronous test may run inside.
 
     Raises `FileNotFoundError` that says what to install.
     """
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not path:
-        raise FileNotFoundError(NO_CHROMIUM)
+    path = program()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         browser.close()
+
+
+@contextmanager
+def keeping_pages(browser: Browser) -> Iterator[Browser]:
+    """Start another Chromium that keeps the pages that are left for its Back button, as every user's does."""
+    forbidden = ["--disable-back-forward-cache"]  # by Playwright: what it does after a navigation waits for a load
+    other = browser.browser_type.launch(executable_path=program(), args=FLAGS, ignore_default_args=forbidden)
+    yield other
+    other.close()
+
+
+@contextmanager
+def left(page: Page, url: str) -> Iterator[None]:
+    """Go elsewhere, and at the end Back to the page, which the browser must have kept."""
+    page.evaluate("addEventListener('pageshow', ({ persisted }) => persisted && console.debug('kept'))")
+    page.goto(url)
+    yield
+    with page.expect_console_message(lambda message: message.text == "kept"):
+        page.go_back(wait_until="commit")
 
 
 class Chat:

@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect
 
-from browser.chat_page import Chat, new_chat
+from browser.chat_page import Chat, keeping_pages, left, new_chat
 from browser.process import Service, running
 from browser.standin import StandIn, standing_in
+from browser.test_panel import SCRIPT, serve_element
 from issuer import Issuer
 from page import PageSettings
 
@@ -84,6 +85,49 @@ def test_nobody_sees_what_was_shown_to_whoever_was_signed_in_before(real: Chat, 
     real.page.go_back()
     expect(real.page.get_by_role("dialog", name="Sign in")).to_be_visible()
     expect(real.page.get_by_text("bob's")).to_have_count(0)
+
+
+@pytest.fixture(scope="module")
+def keeping(browser: Browser) -> Iterator[Browser]:
+    with keeping_pages(browser) as started:
+        yield started
+
+
+@pytest.fixture(params=["own", "chatkit"])
+def alices(keeping: Browser, guarded: StandIn, issuer: Issuer, request: pytest.FixtureRequest) -> Iterator[Chat]:
+    """A page, ours or with OpenAI's panel, on which Alice is signed in and has something of hers."""
+    chat = Chat(keeping.new_page(), guarded.url)
+    chat.page.route(SCRIPT, serve_element)
+    guarded.token = issuer.token(claims={"sub": "alice"})
+    chat.page.goto(f"{chat.url}/?panel={request.param}")
+    sign_in(chat, guarded.token)
+    expect(chat.page.locator(".start, openai-chatkit")).to_be_visible()
+    chat.page.evaluate("document.body.append('what is hers alone')")
+    yield chat
+    chat.page.close()
+
+
+@pytest.mark.parametrize("successor", [None, "bob"])
+def test_back_shows_nobody_the_page_of_whoever_was_signed_in_before(
+    alices: Chat, guarded: StandIn, issuer: Issuer, successor: str | None
+) -> None:
+    dialog = alices.page.get_by_role("dialog", name="Sign in")
+    with left(alices.page, alices.url):
+        alices.button("Sign out").click()
+        expect(dialog).to_be_visible()
+        if successor:
+            guarded.token = issuer.token(claims={"sub": successor})
+            sign_in(alices, guarded.token)
+            expect(alices.page.locator(".start")).to_be_visible()
+    expect(alices.page.get_by_text("hers alone")).to_have_count(0)
+    expect(dialog).to_have_count(0 if successor else 1)
+
+
+def test_back_leaves_a_page_as_it_was_for_whoever_is_still_signed_in(alices: Chat) -> None:
+    with left(alices.page, f"{alices.url}/web/icon.svg"):
+        pass
+    shown = alices.page.evaluate("fetch('settings.json').then(() => document.body.textContent)")
+    assert "hers alone" in shown
 
 
 def test_a_token_lasts_for_the_tab_and_is_not_kept_beyond_it(chat: Chat, guarded: StandIn) -> None:
