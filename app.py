@@ -107,7 +107,7 @@ def settings_of_the_process() -> Settings:
 
 def page_settings(settings: Settings) -> PageSettings:
     return PageSettings(
-        login=bool(settings.jwks_url),
+        login=settings.jwt_user_claim if settings.jwks_url else None,
         domain_key=settings.chatkit_domain_key,
         models=settings.models,
         attachments=True,

@@ -58,8 +58,8 @@ PANEL_POLICY = _policy(
 class PageSettings:
     """What the page is told. Everybody may read it, before any login."""
 
-    login: bool = False
-    """Whether requests need a bearer token, which the page then asks for."""
+    login: str | None = None
+    """The claim that names the user in the bearer token that requests need; None where they need none."""
     domain_key: str = LOCAL_DOMAIN_KEY
     models: tuple[str, ...] = ()
     attachments: bool = False

@@ -136,6 +136,7 @@ def test_the_users_claim_can_be_another(tmp_path: Path, issuer: Issuer, model: S
         thread = thread_of(here.create("Hello"))
         assert here.thread_ids() == [thread]
         assert there.thread_ids() == []
+        assert guarded.http.get("/settings.json").json()["login"] == "tenant_user"  # for the page, which reads it too
 
 
 def test_the_claims_and_the_locale_reach_the_agent_and_no_log(

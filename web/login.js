@@ -8,21 +8,24 @@ const WHY = {
   token_expired: "Your token has expired. Paste a new one to go on.",
 };
 
-function userOf(token) {
+/** Return the user whom the claim names; null where it is no token that the service takes. */
+function userOf(token, claim) {
   try {
-    const payload = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
-    return String(JSON.parse(atob(payload)).sub);
+    const payload = atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"));
+    const utf8 = Uint8Array.from(payload, (byte) => byte.charCodeAt(0)); // the claim's name may need it
+    return JSON.parse(new TextDecoder().decode(utf8))[claim] ?? null;
   } catch {
-    return null; // no token that the service takes
+    return null;
   }
 }
 
 export class Login {
-  #isNeeded;
+  #claim;
   #asking = null;
 
-  constructor(isNeeded) {
-    this.#isNeeded = isNeeded;
+  /** `claim` is the one that names the user; without it nobody needs to sign in. */
+  constructor(claim) {
+    this.#claim = claim;
   }
 
   get token() {
@@ -39,7 +42,7 @@ export class Login {
 
   /** Ask for a token where one is needed and none is there. From then on the page is that user's. */
   async begin() {
-    if (!this.#isNeeded) return;
+    if (!this.#claim) return;
     if (!this.token) await this.ask("token_missing");
     // A page that the browser kept may show what belongs to whoever was signed in then.
     const { user } = this;
@@ -63,7 +66,7 @@ export class Login {
 
   #keep(token) {
     const before = this.user;
-    const now = userOf(token);
+    const now = userOf(token, this.#claim);
     tabMemory.setItem("token", token);
     if (now) tabMemory.setItem("user", now);
     if (!now || !before || now === before) return null;

@@ -14,7 +14,7 @@ from page import PageSettings
 
 @pytest.fixture
 def guarded() -> Iterator[StandIn]:
-    with standing_in(PageSettings(login=True)) as stand_in:
+    with standing_in(PageSettings(login="sub")) as stand_in:
         stand_in.token = "good"
         yield stand_in
 
@@ -48,9 +48,9 @@ def issuer() -> Iterator[Issuer]:
 
 
 @pytest.fixture
-def real(browser: Browser, issuer: Issuer, tmp_path: Path) -> Iterator[Chat]:
-    """The page of a service with a login."""
-    login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url}
+def real(browser: Browser, issuer: Issuer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Chat]:
+    """The page of a service with a login, and with the settings that a test has as its parameter."""
+    login = {"JWKS_URL": issuer.jwks_url, "JWT_ISSUER": issuer.url, **getattr(request, "param", {})}
     with running(Service(tmp_path / "chat.db", **login)) as service:
         chat = Chat(browser.new_page(), service.url)
         chat.page.goto(service.url)
@@ -66,13 +66,18 @@ def test_the_services_own_login_is_passed_with_a_token_of_its_issuer(real: Chat,
     expect(real.answer).to_contain_text("signed in")
 
 
+def spoil_token(chat: Chat) -> None:
+    """Have the service refuse the page's token, so that it asks for another one."""
+    chat.page.evaluate("sessionStorage.setItem('token', sessionStorage.getItem('token') + 'x')")
+    chat.page.evaluate("dispatchEvent(new Event('focus'))")
+
+
 def test_nobody_sees_what_was_shown_to_whoever_was_signed_in_before(real: Chat, issuer: Issuer) -> None:
     sign_in(real, issuer.token(claims={"sub": "alice"}))
     real.say("say what is alice's alone")
     alices = real.thread_id
     real.message.fill("a draft of alice's")
-    real.page.evaluate("sessionStorage.setItem('token', sessionStorage.getItem('token') + 'x')")
-    real.page.evaluate("dispatchEvent(new Event('focus'))")
+    spoil_token(real)
     sign_in(real, issuer.token(claims={"sub": "bob"}))
     expect(real.page.locator(".start")).to_be_visible()
     expect(real.page.get_by_text("alice's")).to_have_count(0)
@@ -85,6 +90,19 @@ def test_nobody_sees_what_was_shown_to_whoever_was_signed_in_before(real: Chat, 
     real.page.go_back()
     expect(real.page.get_by_role("dialog", name="Sign in")).to_be_visible()
     expect(real.page.get_by_text("bob's")).to_have_count(0)
+
+
+@pytest.mark.parametrize("real", [{"JWT_USER_CLAIM": "usuário"}], indirect=True)
+def test_users_are_who_the_services_claim_says_and_not_another(real: Chat, issuer: Issuer) -> None:
+    sign_in(real, issuer.token(claims={"sub": "7", "usuário": "a/7"}))
+    real.message.fill("a draft of a's")
+    spoil_token(real)
+    sign_in(real, issuer.token(claims={"sub": "8", "usuário": "a/7"}))
+    expect(real.page.get_by_role("dialog")).to_have_count(0)
+    expect(real.message).to_have_value("a draft of a's")
+    spoil_token(real)
+    sign_in(real, issuer.token(claims={"sub": "8", "usuário": "b/7"}))
+    expect(real.message).to_have_value("")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +186,7 @@ def test_a_token_that_expires_does_not_cost_the_message(chat: Chat, guarded: Sta
 
 
 def test_a_token_that_expires_before_a_file_is_attached_is_asked_for(browser_context: BrowserContext) -> None:
-    settings = PageSettings(login=True, attachments=True, max_attachment_bytes=9, attachment_types=("text/plain",))
+    settings = PageSettings(login="sub", attachments=True, max_attachment_bytes=9, attachment_types=("text/plain",))
     with standing_in(settings) as service:
         service.token = "good"
         chat = new_chat(browser_context, service.url)

@@ -25,7 +25,7 @@ customElements.define("openai-chatkit", class extends HTMLElement {
 @pytest.fixture(scope="module")
 def keyed() -> Iterator[StandIn]:
     settings = PageSettings(
-        login=True, domain_key="domain_pk_1", models=("small",), attachments=True, max_attachment_bytes=5,
+        login="sub", domain_key="domain_pk_1", models=("small",), attachments=True, max_attachment_bytes=5,
         attachment_types=("image/png",),
     )  # fmt: skip
     with standing_in(settings) as stand_in:
