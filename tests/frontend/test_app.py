@@ -3,12 +3,14 @@
 import base64
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
+from browser.chat_page import keeping_pages, left
 from frontend.app import PANEL_SCRIPT, PASSWORD, SECRET, App, Visitor, answer_once, started
 from frontend.conftest import NewVisitor
 from service import free_port
@@ -256,6 +258,37 @@ def test_a_page_takes_no_token_of_another_user_who_signs_in_in_the_same_browser(
     expect(alice.panel).to_have_text("Problem: You are signed out. Sign in and send your message again.")
     olgas = alice.page.request.post(f"{alice.app.service_url}/chatkit", data=LIST, headers=bearer(alice.token()))
     assert olgas.json()["data"] == []
+
+
+@pytest.fixture(scope="module")
+def keeping(browser: Browser) -> Iterator[Browser]:
+    with keeping_pages(browser) as started:
+        yield started
+
+
+def serve_to_be_kept(route: Route) -> None:
+    """Serve a page without its `no-store`: Chromium then keeps it, as Safari does in any case."""
+    response = route.fetch(max_redirects=0)
+    headers = {name: value for name, value in response.headers.items() if name != "cache-control"}
+    route.fulfill(response=response, headers=headers)
+
+
+@pytest.mark.parametrize("path", ["/chat", "/plain.html"])
+def test_back_shows_nobody_the_page_of_whoever_was_signed_in_before(keeping: Browser, app: App, path: str) -> None:
+    permissions = ["local-network-access"]  # what `route` serves does not count as from this machine
+    dora = Visitor(keeping.new_context(permissions=permissions), app)
+    dora.sign_up(f"Dora{path[1:5]}")
+    dora.wait_for_panel()
+    dora.page.route(re.compile(rf"{re.escape(path)}(\?|$)"), serve_to_be_kept)
+    dora.open_chat(path)
+    dora.say("DORA'S SECRET: cite")
+    expect(dora.panel).to_contain_text("SECRET")
+    with left(dora.page, f"{app.url}/sign-in"):
+        assert dora.page.request.post(f"{app.url}/api/auth/sign-out", data={}, headers={"origin": app.url}).ok
+        dora.page.route("**/api/auth/get-session", lambda route: route.abort())  # what it would say comes too late
+    expect(dora.page.get_by_text("SECRET")).to_have_count(0)
+    expect(dora.page.get_by_text("Sign in").first).to_be_visible()
+    dora.close()
 
 
 def test_a_second_user_sees_nothing_of_the_first_ones(alice: Visitor, new_visitor: NewVisitor) -> None:

@@ -25,6 +25,13 @@ export function Chat({ settings, user, thread }: ChatProps) {
     if (isSomebodyElse) location.assign("/sign-in"); // signed out, or in as another, in another tab
   }, [isSomebodyElse]);
 
+  useEffect(() => {
+    // A page that the browser kept for its Back button may be another user's by now. Safari keeps `no-store` ones too.
+    const reload = ({ persisted }: PageTransitionEvent) => persisted && location.reload();
+    addEventListener("pageshow", reload);
+    return () => removeEventListener("pageshow", reload);
+  }, []);
+
   async function signOut() {
     const { error } = await authClient.signOut().catch((error) => ({ error }));
     if (error) setProblem("You are still signed in: the sign-in service does not answer. Try again in a moment.");
