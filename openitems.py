@@ -90,6 +90,10 @@ class OpenItems:
         self._unsaved.discard(item_id)
 
     @property
+    def ids(self) -> Set[str]:
+        return self._items.keys()
+
+    @property
     def has_unsaved(self) -> bool:
         return bool(self._unsaved)
 

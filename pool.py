@@ -64,6 +64,8 @@ PASSING = {
     "57P02",  # crash_shutdown
 }
 """Errors that end a transaction through no fault of its own, so that it may be tried again."""
+UNWRITABLE = {"22", "54"}
+"""Classes of errors that come again whenever the same is written: what is wrong with it, or beyond a limit."""
 
 
 class _Undone(StoreUnavailable):
@@ -298,7 +300,10 @@ async def _transaction(connection: Connection, begin: bytes) -> AsyncIterator[No
 
 @asynccontextmanager
 async def _deadline(connection: Connection, until: float) -> AsyncIterator[None]:
-    """Give the connection up at that time of the loop; raise what the database raises as `StoreUnavailable`."""
+    """Give the connection up at that time of the loop; raise what the database raises as `StoreUnavailable`.
+
+    What it would never take, however often it is asked, is a `ValueError`.
+    """
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
     giving_up: list[asyncio.Task[None]] = []
@@ -311,6 +316,8 @@ async def _deadline(connection: Connection, until: float) -> AsyncIterator[None]
         if connection.closed or error.sqlstate in PASSING:
             await connection.close()
             raise _Undone(_words(error)) from None
+        if (error.sqlstate or "")[:2] in UNWRITABLE:
+            raise ValueError(_words(error)) from None
         raise StoreUnavailable(_words(error)) from None
     finally:
         late.cancel()

@@ -276,18 +276,16 @@ class ChatServer(ChatKitServer[RequestContext]):
         self, metadata: dict[str, Any], message: UserMessageItem, thread: ThreadMetadata, context: RequestContext
     ) -> None:
         """Raise `Refused` where the thread went on after what a client says that it shows: it would go unseen."""
-        is_stale = metadata.get("is_last") and message.id != await self._last_message_id(thread, context)
-        if not is_stale and (newest := metadata.get("newest_item_id")):
-            shown = await self.store.load_thread_items(thread.id, None, 1, "desc", context, hidden=False)
-            is_stale = [item.id for item in shown.data] != [newest]
-        if is_stale:
-            raise Refused("conflict", "This conversation went on elsewhere. Reload it.")
-
-    async def _last_message_id(self, thread: ThreadMetadata, context: RequestContext) -> str | None:
+        is_last, shown = metadata.get("is_last"), metadata.get("shown_item_ids")
+        if not is_last and shown is None:
+            return
         async for item in self._paginate_thread_items_reverse(thread.id, context):
-            if isinstance(item, UserMessageItem):
-                return item.id
-        return None
+            if item.id == message.id:
+                break
+            is_message = isinstance(item, UserMessageItem)
+            is_unseen = isinstance(shown, list) and not is_hidden(item) and item.id not in shown
+            if (is_last and is_message) or is_unseen:
+                raise Refused("conflict", "This conversation went on elsewhere. Reload it.")
 
     async def _pending_calls(self, thread: ThreadMetadata, context: RequestContext) -> list[ClientToolCallItem]:
         """Return the calls since the last user message that wait for the client, newest first; at least one.

@@ -132,7 +132,15 @@ class Turn(StreamingResult):
     def kept(self) -> Kept:
         """Its items that are stored, whatever becomes of it."""
         kept = self._stored | self.open_items.placed
-        return Kept(kept, kept - self._hidden - self._thoughts)
+        return Kept(kept, self._seen(kept))
+
+    @property
+    def has_shown(self) -> bool:
+        """Whether it has anything of an answer: more than thoughts, and what is hidden."""
+        return bool(self._seen(self._stored | self.open_items.ids))
+
+    def _seen(self, ids: Set[str]) -> Set[str]:
+        return ids - self._hidden - self._thoughts
 
     def stop(self, reason: Stopped) -> None:
         """Cancel the turn; it stores what it has shown. Only the first call does anything, and none at its end."""
@@ -313,7 +321,7 @@ class Turn(StreamingResult):
                     await self._store.delete_thread_item(self.thread.id, item_id, self.context)
                 self._stored.discard(item_id)
             items, unstored = self.open_items.close()
-            if not (items or self._stored):
+            if not self._seen({item.id for item in items} | self._stored):
                 more = []  # it would be said of an answer from before
             await self._end_turn([*items, *more])
         except (LeaseLost, NotFoundError):  # what is open now is not this turn's to store any more

@@ -173,6 +173,8 @@ class Turns:
     async def keep(self, thread_id: str) -> Kept:
         """Store what the thread's turn has open, now; return what is stored of it."""
         turn = self._live[thread_id]
+        if not turn.has_shown:  # of a long thought each piece would be a write
+            return turn.kept
         if (writing := self._work.get(turn)) is not None:
             await asyncio.wait({writing})
         await self._save_open_items(turn)

@@ -432,6 +432,19 @@ def test_an_answer_is_kept_when_its_retry_only_thinks_and_fails(client: Client, 
     assert client.items(thread_of(events))[:2] == before
 
 
+def test_of_a_retry_that_was_stopped_while_it_thought_the_model_reads_nothing(client: Client, model: StandIn) -> None:
+    events = client.create("Hello")
+    before = client.items(thread_of(events))
+    model.otherwise = [Reason("Once more."), Hang()]
+    params = {"thread_id": thread_of(events), "item_id": before[0]["id"]}
+    with client.streaming("threads.retry_after_item", params) as stream:
+        eventually(lambda: "Once more." in str(next(stream)))
+    model.otherwise = [Say("Later.")]
+    client.say(thread_of(events))
+    assert client.items(thread_of(events))[:2] == before
+    assert "stopped before its end" not in json.dumps(model.asked[-1].body["input"]), "the old answer is whole"
+
+
 def test_an_answer_is_kept_when_its_retry_changes_only_what_came_before_its_message(
     client: Client, model: StandIn
 ) -> None:
@@ -550,10 +563,11 @@ def test_a_retry_where_the_answer_went_on_elsewhere_is_refused(client: Client, m
     params = {"thread_id": thread_id, "item_id": form["id"], "input": {"answers": {"q2": {"values": ["Because"]}}}}
     assert not errors_of(client.stream("threads.add_structured_input", params))
     before = client.items(thread_id)
-    refused = retry(client, thread_id, asked["id"], is_last=True, newest_item_id=form["id"])
+    refused = retry(client, thread_id, asked["id"], is_last=True, shown_item_ids=[asked["id"], form["id"]])
     assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
     assert client.items(thread_id) == before
-    assert retry(client, thread_id, asked["id"], is_last=True, newest_item_id=before[-1]["id"]).status_code == 200
+    shown = [item["id"] for item in before]
+    assert retry(client, thread_id, asked["id"], is_last=True, shown_item_ids=shown[::-1]).status_code == 200
 
 
 def test_the_output_of_one_call_is_never_taken_for_anothers(client: Client, model: StandIn) -> None:

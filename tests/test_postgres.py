@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import secrets
 import sys
 import time
 from collections import Counter
@@ -860,3 +861,17 @@ async def test_a_pooler_in_transaction_mode_may_stand_between(
 
             turns = await asyncio.gather(*[turn(number) for number in range(40)])
             assert turns == [["item_0", "item_1", "open"]] * 40
+
+
+async def test_what_postgresql_never_takes_does_not_hold_its_thread(postgres: PostgresDatabase) -> None:
+    async def answer(thread_id: str) -> Events:
+        yield ThreadItemAddedEvent(item=end(secrets.token_hex(6_000), thread_id))  # too long for an index
+
+    async with postgres.open() as store, Turns.running(store) as turns:
+        thread_id = await make_thread(store)
+        async with turns.opening(thread_id, alice()) as context:
+            thread = await store.load_thread(thread_id, context)
+            turn = turns.start(thread, context, answer(thread_id), lambda event, _: event)
+        async with asyncio.timeout(10):
+            await asyncio.wait({turn.task})
+        assert not await store.is_leased(thread_id, alice())

@@ -194,11 +194,11 @@ export class Conversation extends EventTarget {
   async retry() {
     const message = this.#lastMessage();
     if (!message) return;
-    const newest = [...this.#views.keys()].at(-1); // what came after that, elsewhere, must not go unseen
+    const shown = [...this.#views.keys()].slice(-500); // what came after the message elsewhere must not go unseen
     this.#dropAfter(message.id);
     const params = { thread_id: this.id, item_id: message.id };
-    await this.#run("threads.retry_after_item", params, undefined, { is_last: true, newest_item_id: newest });
-    if (this.#isUnanswered()) await this.refresh().catch(() => {}); // what followed has stayed
+    await this.#run("threads.retry_after_item", params, undefined, { is_last: true, shown_item_ids: shown });
+    if (this.#isUnanswered() || this.#onlyThinks()) await this.refresh().catch(() => {}); // what followed has stayed
   }
 
   stop() {
@@ -422,6 +422,11 @@ export class Conversation extends EventTarget {
 
   #isUnanswered() {
     return [...this.#views.values()].at(-1)?.item.type === "user_message";
+  }
+
+  #onlyThinks() {
+    const item = [...this.#views.values()].at(-1)?.item;
+    return item?.type === "workflow" && item.workflow.type === "reasoning";
   }
 
   #lastMessage() {
