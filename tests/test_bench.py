@@ -137,9 +137,12 @@ def direct_of(pid: int) -> Path:
 
 
 LOOKING = """
+import signal
 import sys
 from pathlib import Path
 import run
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what it starts in the background
 
 sys.prefix = sys.argv.pop(1)  # in place of an environment of its own
 run.ENVIRONMENT = Path(sys.prefix)
