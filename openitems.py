@@ -137,9 +137,8 @@ class OpenItems:
         closed = [_storable(item) or self._stored.get(item.id) for item in shown]
         items = [item for item in closed if item is not None]
         stored = {item.id for item in items}
-        return items, [
-            item_id for item_id in [*self._items, *self.withheld - self._items.keys()] if item_id not in stored
-        ]
+        known = [*self._items, *self.withheld - self._items.keys()]
+        return items, [item_id for item_id in known if item_id not in stored]
 
 
 def _copy(shown: T, read: T) -> T:

@@ -1057,8 +1057,7 @@ async def test_a_thread_that_is_used_without_a_new_item_is_not_idle_and_keeps_it
 ) -> None:
     used, newer = [await make_thread(store, items=1) for _ in range(2)]
     database.age("threads", "active_at", 8 * 86400, f"id = '{used}'")
-    thread = await store.load_thread(used, (context := alice()))
-    assert context.loaded_threads
+    thread = await store.load_thread(used, alice())
     await use(store, thread)
     assert await store.purge(7, now=True) == Purged(threads=0, attachments=0)
     assert [each.id for each in (await store.load_threads(9, None, "desc", alice())).data] == [newer, used]

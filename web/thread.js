@@ -194,7 +194,8 @@ export class Conversation extends EventTarget {
   async retry() {
     const message = this.#lastMessage();
     if (!message) return;
-    const shown = [...this.#views.keys()].slice(-500); // what came after the message elsewhere must not go unseen
+    const ids = [...this.#views.keys()];
+    const shown = ids.slice(ids.indexOf(message.id) + 1); // what else came after the message must not go unseen
     this.#dropAfter(message.id);
     const params = { thread_id: this.id, item_id: message.id };
     await this.#run("threads.retry_after_item", params, undefined, { is_last: true, shown_item_ids: shown });
